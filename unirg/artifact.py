@@ -1,0 +1,343 @@
+"""Immutable directories: configuration and inputs in, one directory out, `manifest.json` last.
+
+A stage's *action key* is the hash of what changes its output: its name and version, the identity of its
+configuration, the digests of its inputs. A stage that finds its key committed returns that artifact. This
+one rule gives resume, caching, idempotent retries and lineage, on a laptop and on a cluster.
+The *output digest* is over content; it is what later stages name.
+
+    with artifact.draft(store, "sft", VERSION, config, {"cohort": cohort}) as draft:
+        if draft.committed:
+            return draft.committed
+        ...                                  # write files below draft.out, keep progress in draft.scratch
+        return draft.commit(counts)
+
+On `file:` the finished directory is renamed into place; on `s3:` objects go to a prefix named by the
+output digest and the manifest is put last, if none is there. So a reader sees a whole artifact or none,
+and of two writers of the same key exactly one wins, whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from unirg import storage
+from unirg.config import Config, canonical_json, identity, resolved
+from unirg.errors import UserError
+
+MANIFEST = "manifest.json"
+CONFIG = "config.json"
+LOGS = "logs/"
+"""Files below this folder (timings, progress) are kept with the artifact but are no part of its digest."""
+UPLOADS = 8
+SOFTWARE = ("unirg", "numpy", "pyarrow", "pillow", "torch", "transformers", "trl", "kserve", "kfp", "mlflow")
+
+
+class ArtifactError(UserError):
+    """An artifact that is absent, of another kind, truncated or altered."""
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(_Closed):
+    sha256: str
+    bytes: int
+
+
+class InputRef(_Closed):
+    digest: str
+    uri: str | None = None
+    """Where it was read, for people; identity rests on the digest alone. None for a corpus."""
+
+
+class Manifest(_Closed):
+    """What an artifact is and where it came from; its presence means that the artifact is complete."""
+
+    stage: str
+    version: int
+    action_key: str
+    output_digest: str
+    base: str
+    """The folder, below the artifact's URI, that the file names are relative to."""
+    inputs: dict[str, InputRef]
+    config: dict[str, object]
+    counts: dict[str, int | float | str]
+    files: dict[str, FileEntry]
+    logs: dict[str, FileEntry]
+    software: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A committed artifact. Files are checked against the manifest when first read."""
+
+    uri: str
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.output_digest
+
+    @property
+    def store(self) -> str:
+        """The store it lies in: the URI without stage and key."""
+        return self.uri.rsplit("/", 2)[0]
+
+    def uri_of(self, name: str) -> str:
+        return storage.join(self.uri, self.manifest.base, name)
+
+    def path(self, name: str) -> Path:
+        """A local, verified copy of one file."""
+        entry = (self.manifest.files | self.manifest.logs).get(name)
+        if entry is None:
+            known = ", ".join(sorted(self.manifest.files)[:20])
+            raise ArtifactError(f"{self.uri} has no file {name}: it has {known}")
+        return verified(self.uri_of(name), entry, self._local / name)
+
+    @cached_property
+    def directory(self) -> Path:
+        """A local directory with every file verified, such as `from_pretrained` reads."""
+        for name in self.manifest.files:
+            self.path(name)
+        return self._local
+
+    @property
+    def _local(self) -> Path:
+        if storage.is_local(self.uri):
+            return storage.local_path(self.uri) / self.manifest.base
+        return cache_root() / "artifacts" / self.manifest.output_digest
+
+
+def verified(uri: str, entry: FileEntry, target: Path) -> Path:
+    """`target` with the content that `entry` promises, downloaded from `uri` where it is remote.
+
+    Raises:
+        ArtifactError: the file is missing, truncated or altered; it is named.
+    """
+    if not storage.is_local(uri) and not (target.exists() and storage.sha256_file(target) == entry.sha256):
+        try:
+            storage.download(uri, target)
+        except FileNotFoundError:
+            raise ArtifactError(f"{uri} is missing: {_REBUILD}") from None
+    if not target.exists():
+        raise ArtifactError(f"{uri} is missing: {_REBUILD}")
+    size = target.stat().st_size
+    if size != entry.bytes:
+        raise ArtifactError(f"{uri} is truncated or altered ({size} bytes, not {entry.bytes}): {_REBUILD}")
+    if storage.sha256_file(target) != entry.sha256:
+        raise ArtifactError(f"{uri} is altered (its SHA-256 differs from the manifest's): {_REBUILD}")
+    return target
+
+
+_REBUILD = "restore it, or delete the artifact that names it and run its stage again"
+
+
+def cache_root() -> Path:
+    """Local copies of remote artifacts, and work in progress for remote stores: `$UNIRG_CACHE`."""
+    return Path(os.environ.get("UNIRG_CACHE") or "~/.cache/unirg").expanduser()
+
+
+def open_artifact(uri: str, stage: str | tuple[str, ...] | None = None) -> Artifact:
+    """Read an artifact's manifest; `stage` names the kinds that the caller can use.
+
+    Raises:
+        ArtifactError: there is none, its manifest is unreadable, or it is of another kind.
+    """
+    uri = uri.rstrip("/")
+    if storage.is_local(uri):
+        uri = str(storage.local_path(uri))
+    found = _committed(uri)
+    if found is None:
+        raise ArtifactError(f"no artifact at {uri}: there is no {MANIFEST} (an unfinished run leaves none)")
+    wanted = (stage,) if isinstance(stage, str) else stage
+    if wanted and found.manifest.stage not in wanted:
+        raise ArtifactError(
+            f"{uri} was made by stage {found.manifest.stage}; this needs {' or '.join(wanted)}"
+        )
+    return found
+
+
+def _committed(uri: str) -> Artifact | None:
+    try:
+        data = storage.read_bytes(storage.join(uri, MANIFEST))
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        return None
+    try:
+        return Artifact(uri, Manifest.model_validate_json(data))
+    except ValidationError:
+        raise ArtifactError(f"{uri}/{MANIFEST} is not a manifest of this version: {_REBUILD}") from None
+
+
+def action_key(stage: str, version: int, config: Config, inputs: Mapping[str, Artifact | str]) -> str:
+    """Hash of what changes the output and of nothing else (no host, no worker count, no time)."""
+    digests = {name: _digest(value) for name, value in inputs.items()}
+    parts = {"stage": stage, "version": version, "config": identity(config), "inputs": digests}
+    return storage.sha256(canonical_json(parts))
+
+
+def _digest(value: Artifact | str) -> str:
+    return value.digest if isinstance(value, Artifact) else value
+
+
+@dataclass
+class Draft:
+    """An artifact in the making: `out` becomes its content, `scratch` survives a crash for the rerun."""
+
+    uri: str
+    stage: str
+    version: int
+    key: str
+    config: Config
+    inputs: Mapping[str, Artifact | str]
+    work: Path
+    committed: Artifact | None = field(default=None)
+
+    @property
+    def out(self) -> Path:
+        return self.work / "out"
+
+    @property
+    def scratch(self) -> Path:
+        return self.work / "scratch"
+
+    def commit(self, counts: Mapping[str, int | float | str] | None = None) -> Artifact:
+        """Make `out` an artifact, all at once; if another process was first, its artifact is returned."""
+        (self.out / CONFIG).write_bytes(json.dumps(resolved(self.config), indent=1, sort_keys=True).encode())
+        entries = {
+            str(path.relative_to(self.out)): FileEntry(
+                sha256=storage.sha256_file(path), bytes=path.stat().st_size
+            )
+            for path in sorted(self.out.rglob("*"))
+            if path.is_file()
+        }
+        # The resolved configuration holds operational values too, so it is beside the content, not in it.
+        files = {name: e for name, e in entries.items() if not name.startswith(LOGS) and name != CONFIG}
+        digest = storage.sha256(canonical_json({name: entry.sha256 for name, entry in files.items()}))
+        remote = not storage.is_local(self.uri)
+        manifest = Manifest(
+            stage=self.stage,
+            version=self.version,
+            action_key=self.key,
+            output_digest=digest,
+            base=digest[:16] if remote else ".",
+            inputs={name: _reference(value) for name, value in self.inputs.items()},
+            config=resolved(self.config),
+            counts=dict(counts or {}),
+            files=files,
+            logs={name: entry for name, entry in entries.items() if name not in files},
+            software=_software(),
+        )
+        text = manifest.model_dump_json(indent=1).encode()
+        if remote:
+            self._commit_remote(entries, manifest, text)
+        else:
+            self._commit_local(text)
+        self.committed = open_artifact(self.uri)
+        shutil.rmtree(self.scratch, ignore_errors=True)
+        return self.committed
+
+    def _commit_local(self, manifest: bytes) -> None:
+        (self.out / MANIFEST).write_bytes(manifest)
+        for path in self.out.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        target = storage.local_path(self.uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+
+    def _commit_remote(self, names: Mapping[str, FileEntry], manifest: Manifest, text: bytes) -> None:
+        base = storage.join(self.uri, manifest.base)
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            list(pool.map(lambda name: storage.upload(self.out / name, storage.join(base, name)), names))
+        storage.put_new(storage.join(self.uri, MANIFEST), text)
+
+
+def _reference(value: Artifact | str) -> InputRef:
+    return (
+        InputRef(digest=value.digest, uri=value.uri)
+        if isinstance(value, Artifact)
+        else InputRef(digest=value)
+    )
+
+
+def _software() -> dict[str, str]:
+    versions = {"python": sys.version.split()[0]}
+    for name in SOFTWARE:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+@contextmanager
+def draft(
+    store: str, stage: str, version: int, config: Config, inputs: Mapping[str, Artifact | str]
+) -> Iterator[Draft]:
+    """Open the work on one artifact, alone: a second process with the same key on this machine waits.
+
+    `draft.committed` is the finished artifact where the key is already in the store.
+
+    Raises:
+        StorageError: the store cannot be read or written.
+    """
+    store = str(storage.local_path(store)) if storage.is_local(store) else store.rstrip("/")
+    key = action_key(stage, version, config, inputs)
+    uri = storage.join(store, stage, key[:16])
+    work = _work_root(store) / f"{stage}-{key[:16]}"
+    found = _committed(uri)
+    if found:
+        yield Draft(uri, stage, version, key, config, inputs, work, found)
+        return
+    with storage.explained(str(work)):
+        work.mkdir(parents=True, exist_ok=True)
+    with _locked(work, uri):
+        new = Draft(uri, stage, version, key, config, inputs, work, _committed(uri))
+        if new.committed is None:
+            shutil.rmtree(new.out, ignore_errors=True)
+            new.out.mkdir(parents=True)
+            new.scratch.mkdir(exist_ok=True)
+        yield new
+    if new.committed:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _work_root(store: str) -> Path:
+    """Work in progress lies inside a local store (a rename away from its place), else in the cache."""
+    if storage.is_local(store):
+        return storage.local_path(store) / ".work"
+    return cache_root() / "work" / storage.sha256(store.encode())[:16]
+
+
+@contextmanager
+def _locked(work: Path, uri: str) -> Iterator[None]:
+    # flock dies with its holder, so a killed run never leaves a lock behind.
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another process is building {uri}: waiting for it", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

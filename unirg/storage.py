@@ -1,0 +1,211 @@
+"""URIs through fsspec: read from anything it opens, commit to `file:` and `s3:`.
+
+Every S3 setting comes from the environment: `AWS_ENDPOINT_URL_S3` (or `AWS_ENDPOINT_URL`),
+`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, as botocore reads them. Failures come out as
+`StorageError`, which says what to do; object names in it are ours (digests), never a patient's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.core import url_to_fs
+
+from unirg.errors import UserError
+
+CONNECT_TIMEOUT_S = 10
+READ_TIMEOUT_S = 60
+S3_ATTEMPTS = 5  # botocore's standard mode: exponential backoff with jitter on 5xx, throttling, resets
+
+
+class StorageError(UserError):
+    """Storage that cannot be reached, read or written, with the remedy."""
+
+
+def is_local(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+def local_path(uri: str) -> Path:
+    """The path of a `file:` URI or plain path, absolute.
+
+    Raises:
+        StorageError: the URI is not local.
+    """
+    if not is_local(uri):
+        raise StorageError(f"{uri} is not a local path")
+    return Path(uri.removeprefix("file://")).expanduser().absolute()
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def open_fs(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """(file system, path) of a URI; S3 gets timeouts, retries and signatures from the environment.
+
+    Raises:
+        StorageError: the scheme is unknown, or its package is not installed.
+    """
+    if is_local(uri):
+        return url_to_fs(str(local_path(uri)))
+    options: dict[str, Any] = {}
+    if uri.startswith("s3://"):
+        options = {
+            "config_kwargs": {
+                "connect_timeout": CONNECT_TIMEOUT_S,
+                "read_timeout": float(os.environ.get("UNIRG_S3_READ_TIMEOUT", READ_TIMEOUT_S)),
+                "retries": {"max_attempts": S3_ATTEMPTS, "mode": "standard"},
+            },
+            # A listing must show what another process has just committed.
+            "use_listings_cache": False,
+        }
+    try:
+        return url_to_fs(uri, **options)
+    except (ValueError, ImportError) as error:
+        raise StorageError(f"cannot open {uri}: {error}") from error
+
+
+@contextmanager
+def explained(uri: str) -> Iterator[None]:
+    """Turn what a file system or S3 raises into a `StorageError` naming the URI and the remedy.
+
+    `FileNotFoundError` passes through: whether absence is an error is the caller's to know. A missing
+    bucket is not absence of an object, so it is an error here.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        remedy = _remedy(error, uri)
+        if remedy is None:
+            raise
+        raise StorageError(f"{uri}: {remedy}") from error
+
+
+def _remedy(error: BaseException, uri: str) -> str | None:
+    """What to do about a storage failure; None where the error is not one of storage."""
+    from botocore import exceptions as boto
+
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+    for link in chain:
+        if isinstance(link, boto.NoCredentialsError | boto.PartialCredentialsError):
+            return "no S3 credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        if isinstance(link, boto.ClientError):
+            code = str(link.response.get("Error", {}).get("Code", ""))
+            status = link.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if code == "NoSuchBucket":
+                return f"the bucket does not exist at {where}: create it or correct its name"
+            if code in ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "ExpiredToken") or (
+                status in (401, 403)
+            ):
+                return (
+                    f"S3 at {where} refused the credentials ({code or status}): check AWS_ACCESS_KEY_ID, "
+                    "AWS_SECRET_ACCESS_KEY and the bucket's policy"
+                )
+            if status is not None and status >= 500:
+                return f"S3 at {where} keeps failing (HTTP {status}): try again later; finished work is kept"
+        if isinstance(link, boto.ConnectTimeoutError | boto.ReadTimeoutError | TimeoutError):
+            return f"S3 at {where} did not answer in time: check the network; finished work is kept"
+        if isinstance(link, boto.EndpointConnectionError | boto.ConnectionError | boto.HTTPClientError):
+            return f"cannot connect to S3 at {where}: check AWS_ENDPOINT_URL_S3 and the network"
+    if isinstance(error, FileNotFoundError):
+        return None
+    if isinstance(error, PermissionError):
+        return "permission denied: check the credentials, or the owner and mode of the folder"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{os.strerror(error.errno).lower()}: free space or choose another place, then run again"
+    return None
+
+
+def read_bytes(uri: str) -> bytes:
+    """The whole object.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StorageError: storage failed.
+    """
+    with explained(uri):
+        fs, path = open_fs(uri)
+        return fs.cat_file(path)
+
+
+def exists(uri: str) -> bool:
+    with explained(uri):
+        fs, path = open_fs(uri)
+        return bool(fs.exists(path))
+
+
+def put_new(uri: str, data: bytes) -> bool:
+    """Create the object atomically, whole or not at all; False if one is already there (it stays).
+
+    A hard link of a finished file on `file:`, `If-None-Match: *` on `s3:`: of any number of racing
+    writers exactly one gets True.
+    """
+    with explained(uri):
+        if is_local(uri):
+            return _put_new_local(local_path(uri), data)
+        fs, path = open_fs(uri)
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+
+def _put_new_local(target: Path, data: bytes) -> bool:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with aside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(aside, target)
+    except FileExistsError:
+        return False
+    finally:
+        aside.unlink(missing_ok=True)
+    return True
+
+
+def upload(source: Path, uri: str) -> None:
+    """Copy a local file to an object (multipart where large), replacing what is there."""
+    with explained(uri):
+        fs, path = open_fs(uri)
+        fs.put_file(str(source), path)
+
+
+def download(uri: str, target: Path) -> None:
+    """Copy an object to a local file, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with explained(uri):
+            fs, path = open_fs(uri)
+            fs.get_file(path, str(aside))
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
