@@ -39,7 +39,7 @@ from unirg.config import Config, canonical_json, identity, resolved
 from unirg.errors import UserError
 
 MANIFEST = "manifest.json"
-CONFIG = "config.json"
+CONFIG = "resolved_config.json"
 LOGS = "logs/"
 """Files below this folder (timings, progress) are kept with the artifact but are no part of its digest."""
 UPLOADS = 8

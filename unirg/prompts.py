@@ -41,7 +41,7 @@ def sections(study: Study) -> Sections | None:
 
 
 def report(study: Study) -> str:
-    """The reference as one text, as ReXrank forms it: `Findings: ... Impression: ...`, whichever there are."""
+    """The reference as one text, as ReXrank forms it: `Findings: ... Impression: ...`, if present."""
     return join_sections(study.findings, study.impression)
 
 
