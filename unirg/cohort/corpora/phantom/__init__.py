@@ -1,0 +1,1 @@
+"""The phantom corpus: drawn chest radiographs whose content decides their reports."""
