@@ -1,0 +1,141 @@
+"""A model directory: what training writes and serving reads, with stock transformers classes.
+
+The directory is a normal Hugging Face one (safetensors, config, tokenizer, image processor, chat
+template), so KServe's vLLM runtime, `AutoProcessor` and `AutoModelForImageTextToText` read it too, and the
+same code reads `Qwen/Qwen3-VL-8B-Instruct` or `microsoft/UniRG-CXR` from a directory or the hub.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unirg.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, ProcessorMixin
+
+MODEL = "model"
+"""Folder of a checkpoint artifact that holds the model directory."""
+_FILES = ("config.json", "tokenizer_config.json")
+
+
+@cache
+def _processor_class() -> type[Any]:
+    from transformers.models.qwen3_vl import processing_qwen3_vl as stock
+
+    class Qwen3VLProcessor(stock.Qwen3VLProcessor):  # type: ignore[misc]
+        """Qwen3-VL's processor for images alone.
+
+        The stock one needs a video processor, which needs torchvision, which has no CPU build here; a
+        radiograph is no video. The class keeps the stock name, so that what it saves loads as stock.
+        """
+
+        def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):  # type: ignore[no-untyped-def]
+            super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
+
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return ["image_processor", "tokenizer"]
+
+    return Qwen3VLProcessor
+
+
+def make_processor(image_processor: Any, tokenizer: Any, chat_template: str) -> ProcessorMixin:
+    """Put a processor together; prompts are padded on the left, as generation needs (STACK: M-RoPE)."""
+    tokenizer.padding_side = "left"
+    return _processor_class()(image_processor, tokenizer, chat_template=chat_template)
+
+
+def load_processor(source: str | Path) -> ProcessorMixin:
+    """The processor of a model directory or hub id.
+
+    Raises:
+        UserError: there is no model directory there.
+    """
+    from transformers import AutoTokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    check(source)
+    with _explained(source):
+        images = Qwen2VLImageProcessorPil.from_pretrained(str(source))
+        tokenizer = AutoTokenizer.from_pretrained(str(source))
+    return make_processor(images, tokenizer, tokenizer.chat_template)
+
+
+def load_model(source: str | Path, dtype: str = "float32") -> PreTrainedModel:
+    """The policy of a model directory or hub id, from safetensors, in evaluation mode.
+
+    Raises:
+        UserError: there is no model directory there.
+    """
+    from transformers import Qwen3VLForConditionalGeneration
+
+    check(source)
+    with _explained(source):
+        model = Qwen3VLForConditionalGeneration.from_pretrained(
+            str(source), dtype=dtype, use_safetensors=True
+        )
+    return patches_as_product(model).eval()
+
+
+def patches_as_product(model: PreTrainedModel) -> PreTrainedModel:
+    """Compute the patch embedding as one matrix product: the kernel's stride is its size, so Conv3d is that.
+
+    Much faster on CPU, with the same parameters and keys. transformers' own `fusion_config` for it imports
+    every image processor of the library, which fails where torchvision is absent (5.17).
+    """
+    from torch.nn.functional import linear
+
+    embed = model.model.visual.patch_embed
+
+    def forward(patches: torch.Tensor) -> torch.Tensor:  # (patches, channels x time x height x width)
+        weight = embed.proj.weight.flatten(1)
+        return linear(patches.to(weight.dtype), weight, embed.proj.bias)
+
+    embed.forward = forward
+    return model
+
+
+def save(model: PreTrainedModel, processor: ProcessorMixin, directory: Path) -> None:
+    """Write a model directory that stock transformers and vLLM load."""
+    model.save_pretrained(directory, safe_serialization=True)
+    processor.save_pretrained(directory)
+    images = processor.image_processor
+    # Stock Qwen3VLProcessor asks for this file wherever torchvision is installed.
+    video = {
+        "video_processor_type": "Qwen3VLVideoProcessor",
+        "patch_size": images.patch_size,
+        "temporal_patch_size": images.temporal_patch_size,
+        "merge_size": images.merge_size,
+        "size": dict(images.size),
+    }
+    (directory / "video_preprocessor_config.json").write_text(json.dumps(video, indent=1))
+
+
+def check(source: str | Path) -> None:
+    """Refuse a path without a model before transformers takes it for a hub id."""
+    path = Path(source)
+    looks_local = path.is_absolute() or str(source).startswith((".", "~")) or path.exists()
+    missing = [name for name in _FILES if not (path / name).is_file()]
+    if looks_local and missing:
+        raise UserError(
+            f"no model at {source}: {', '.join(missing)} missing; name a model directory or a hub id"
+        )
+
+
+@contextmanager
+def _explained(source: str | Path) -> Iterator[None]:
+    """Say what to do where transformers cannot find or read a model."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load a model from {source} ({type(error).__name__}): name a directory with "
+            "safetensors weights, or a hub id that this machine can reach (HF_HOME, HF_TOKEN)"
+        ) from error

@@ -1,0 +1,139 @@
+"""Read a staged cohort: its studies, their images on demand, the previous study, the ground truth."""
+
+from __future__ import annotations
+
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from unirg import storage
+from unirg.artifact import Artifact, ArtifactError, FileEntry, cache_root, open_artifact, verified
+from unirg.errors import UserError
+from unirg.study import SCHEMA, Study, from_table
+
+INDEX = "cohort.json"
+TRUTH = "truth.parquet"
+METADATA = [name for name in SCHEMA.names if name != "images"]
+VIEWS = ["images.list.element.view", "images.list.element.projection", "images.list.element.uri"]
+
+
+class Shard(BaseModel):
+    """One content-addressed Parquet file of studies, shared by every cohort that lists it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str
+    bytes: int
+    split: str
+    studies: int
+
+    @property
+    def name(self) -> str:
+        return f"shards/{self.sha256}.parquet"
+
+
+class Index(BaseModel):
+    """What a cohort consists of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    corpus: str
+    hold_out: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    dropped: dict[str, int]
+    """Records that did not become studies, by reason."""
+
+
+class Cohort:
+    """A cohort artifact, opened. Texts and metadata are read at once, images study by study."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact = artifact
+        self.index = Index.model_validate_json(artifact.path(INDEX).read_bytes())
+
+    @classmethod
+    def open(cls, source: str | Artifact) -> Cohort:
+        """Raises: ArtifactError where there is no cohort."""
+        return cls(open_artifact(source, "cohort") if isinstance(source, str) else source)
+
+    def shard_path(self, shard: Shard) -> Path:
+        """A local copy of a shard, checked against its digest the first time this object reads it."""
+        return self._verified(shard)
+
+    @cache  # noqa: B019 - one entry per shard, gone with the cohort object's process
+    def _verified(self, shard: Shard) -> Path:
+        uri = storage.join(self.artifact.store, shard.name)
+        local = storage.local_path(uri) if storage.is_local(uri) else cache_root() / shard.name
+        return verified(uri, FileEntry(sha256=shard.sha256, bytes=shard.bytes), local)
+
+    @cached_property
+    def _rows(self) -> dict[str, tuple[Study, Shard, int]]:
+        """study_id -> (study without image data, its shard, its row there)."""
+        rows = {}
+        for shard in self.index.shards:
+            table = pq.read_table(self.shard_path(shard), columns=METADATA + VIEWS)
+            for row, record in enumerate(table.to_pylist()):
+                study = Study.checked(**record)
+                rows[study.study_id] = (study, shard, row)
+        return rows
+
+    def studies(self, split: str | None = None) -> list[Study]:
+        """Studies of a split (all for None) without image data, sorted by (corpus, study_id)."""
+        kept = [study for study, _, _ in self._rows.values() if split in (None, study.split)]
+        return sorted(kept, key=lambda study: (study.corpus, study.study_id))
+
+    def __getitem__(self, study_id: str) -> Study:
+        """The study without image data.
+
+        Raises:
+            UserError: the cohort has no such study.
+        """
+        try:
+            return self._rows[study_id][0]
+        except KeyError:
+            raise UserError(f"cohort {self.artifact.uri} has no study {study_id}") from None
+
+    def with_images(self, study_id: str) -> Study:
+        """The study with its images' PNG bytes; reads one row group."""
+        self[study_id]
+        _, shard, row = self._rows[study_id]
+        file = self._file(shard)
+        for group in range(file.metadata.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if row < size:
+                found = next(from_table(_exact(file.read_row_group(group).slice(row, 1))))
+                break
+            row -= size
+        return found
+
+    @lru_cache(maxsize=64)  # noqa: B019 - open files, few
+    def _file(self, shard: Shard) -> pq.ParquetFile:
+        return pq.ParquetFile(self.shard_path(shard), memory_map=True)
+
+    def prior(self, study: Study) -> Study | None:
+        """The patient's previous study with its images, where the cohort has it."""
+        if study.prior_study_id is None or study.prior_study_id not in self._rows:
+            return None
+        return self.with_images(study.prior_study_id)
+
+    def truth(self) -> pa.Table | None:
+        """Ground truth by study_id, for corpora that have it (phantoms)."""
+        if TRUTH not in self.artifact.manifest.files:
+            return None
+        return pq.read_table(self.artifact.path(TRUTH))
+
+
+def _exact(table: pa.Table) -> pa.Table:
+    """Parquet forgets `nullable=False` inside lists; give the table the very schema back."""
+    return table.cast(SCHEMA)
+
+
+def open_cohort(uri: str) -> Cohort:
+    """Open a cohort by URI, refusing one with no study in it."""
+    cohort = Cohort.open(uri)
+    if not cohort.index.shards:
+        raise ArtifactError(f"{uri} holds no study: stage it again with data in it")
+    return cohort

@@ -1,0 +1,121 @@
+"""Studies -> what a trainer sees: the chat with its images, and the reference (SFT: as the completion)."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unirg import prompts
+from unirg.cohort.reader import Cohort
+from unirg.errors import UserError
+from unirg.study import Study
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+KEPT_IMAGES = 4096
+
+
+def training_studies(cohort: Cohort) -> list[Study]:
+    """The training split.
+
+    Raises:
+        UserError: it is empty.
+    """
+    studies = cohort.studies("train")
+    if not studies:
+        raise UserError(
+            f"cohort {cohort.artifact.uri} has no study in split train: stage more, or split it otherwise"
+        )
+    return studies
+
+
+class Examples:
+    """A map-style data set over staged studies, decoding images when they are asked for.
+
+    Each item has `prompt` (messages), `images` (PIL), `reference` (text), `study_id`, and for SFT
+    `completion` (messages).
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        studies: Sequence[Study],
+        processor: ProcessorMixin,
+        prior_share: float,
+        seed: int,
+        completion: bool,
+    ) -> None:
+        """
+        Args:
+            prior_share: share of the studies with a prior that are shown with it (longitudinal input).
+            seed: chooses them, study by study, whatever else is in the cohort.
+        """
+        self.cohort, self.studies, self.completion = cohort, studies, completion
+        self.prior_share, self.seed = prior_share, seed
+        self._images = _Images(processor)
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        study = self.studies[number]
+        prior = self._prior(study)
+        wanted = prompts.sections(study)
+        if wanted is None:
+            raise ValueError(f"{study} has no reference to train on")
+        pictures = [self._images.of(self.cohort, shown) for shown in ((prior, study) if prior else (study,))]
+        item: dict[str, Any] = {
+            "prompt": prompts.messages(study, wanted, prior),
+            "images": pictures,
+            "reference": prompts.report(study),
+            "study_id": study.study_id,
+        }
+        if self.completion:
+            text = {"type": "text", "text": item["reference"]}
+            item["completion"] = [{"role": "assistant", "content": [text]}]
+        return item
+
+    def _prior(self, study: Study) -> Study | None:
+        prior = self.cohort.prior(study)
+        if prior is None or self.prior_share == 0:
+            return None
+        draw = hashlib.sha256(f"{self.seed}\0{study.study_id}".encode()).digest()
+        return prior if int.from_bytes(draw[:8]) / 2**64 < self.prior_share else None
+
+
+class _Images:
+    """Radiographs at the size to which the processor would bring them, the last few thousand kept.
+
+    A trainer's processor resizes an image anew for each epoch and each rollout; one that has the right
+    size already passes through unchanged, pixel for pixel.
+    """
+
+    def __init__(self, processor: ProcessorMixin) -> None:
+        self.processor = processor.image_processor
+        self.kept: OrderedDict[str, Any] = OrderedDict()
+
+    def of(self, cohort: Cohort, study: Study) -> Any:
+        found = self.kept.get(study.study_id)
+        if found is None:
+            (png,) = prompts.images(cohort.with_images(study.study_id))
+            found = self.kept[study.study_id] = self.shrunk(png)
+            if len(self.kept) > KEPT_IMAGES:
+                self.kept.popitem(last=False)
+        return found
+
+    def shrunk(self, png: bytes) -> Any:
+        """PNG -> RGB image of the processor's own size, by the processor's own resizing."""
+        from PIL import Image as PIL
+        from transformers.image_utils import SizeDict
+
+        processor = self.processor
+        rgb = np.asarray(PIL.open(io.BytesIO(png)).convert("RGB")).transpose(2, 0, 1)
+        factor = processor.patch_size * processor.merge_size
+        resized = processor.resize(rgb, SizeDict(**processor.size), processor.resample, factor)
+        return PIL.fromarray(np.ascontiguousarray(resized.transpose(1, 2, 0)))
