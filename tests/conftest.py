@@ -1,0 +1,127 @@
+"""Fixtures that many tests share: S3 servers, real and pretended."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import s3_server
+
+# The main pytest process sets these two for itself and its xdist workers, so that all share one server,
+# which is started by the first test that asks and ends with the main process, however that ends.
+SERVER_DIR = "UNIRG_TEST_S3_DIR"
+SERVER_OWNER = "UNIRG_TEST_S3_OWNER"
+
+
+def _is_worker() -> bool:
+    return "PYTEST_XDIST_WORKER" in os.environ
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not _is_worker():
+        os.environ[SERVER_DIR] = os.path.join(tempfile.gettempdir(), f"unirg-s3-{uuid.uuid4().hex}")
+        os.environ[SERVER_OWNER] = str(os.getpid())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not _is_worker():
+        s3_server.stop(Path(os.environ[SERVER_DIR]))
+
+
+@dataclass(frozen=True)
+class S3:
+    """An S3 server and the key of a user who may create buckets there."""
+
+    endpoint_url: str
+    access_key: str
+    secret_key: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What `unirg.storage` and botocore read; pass it to a subprocess, or set it with `monkeypatch`."""
+        return {
+            "AWS_ENDPOINT_URL_S3": self.endpoint_url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+
+    def client(self, secret_key: str | None = None) -> Any:
+        """A boto3 client; another secret key than the right one shows what a wrong one does."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=secret_key or self.secret_key,
+            region_name="us-east-1",
+        )
+
+    def bucket(self) -> str:
+        """Create a fresh, empty bucket and return its name."""
+        name = f"unirg-test-{uuid.uuid4().hex}"
+        self.client().create_bucket(Bucket=name)
+        return name
+
+
+@pytest.fixture(scope="session")
+def s3() -> S3:
+    """A real S3 server: the one that UNIRG_TEST_S3_ENDPOINT and AWS_* name, or Ceph's gateway, started here.
+
+    On another server, the buckets of a run stay behind under the names `unirg-test-*`.
+    """
+    if endpoint := os.environ.get("UNIRG_TEST_S3_ENDPOINT"):
+        return S3(endpoint, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
+    if reason := s3_server.why_not():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no S3 server: {reason}")
+        pytest.skip(f"no S3 server: {reason}")
+    server = s3_server.start(Path(os.environ[SERVER_DIR]), owner=int(os.environ[SERVER_OWNER]))
+    return S3(server.endpoint_url, server.access_key, server.secret_key)
+
+
+@pytest.fixture
+def s3_environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """The real server, with this process's environment pointing at it."""
+    yield from _in_environment(s3, monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def _moto_server() -> Iterator[S3]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield S3(f"http://{host}:{port}", "moto", "moto")
+    server.stop()
+
+
+@pytest.fixture
+def moto_s3(_moto_server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """moto's S3, empty, with this process's environment pointing at it. It checks no signatures."""
+    yield from _in_environment(_moto_server, monkeypatch)
+    urllib.request.urlopen(f"{_moto_server.endpoint_url}/moto-api/reset", data=b"").close()
+
+
+def _in_environment(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    from s3fs import S3FileSystem
+
+    for name in ("AWS_ENDPOINT_URL", "AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    # fsspec keeps file systems by their arguments, which do not show that the environment has changed.
+    S3FileSystem.clear_instance_cache()
+    yield server
+    S3FileSystem.clear_instance_cache()
