@@ -341,3 +341,8 @@ def _locked(work: Path, uri: str) -> Iterator[None]:
             print(f"another process is building {uri}: waiting for it", file=sys.stderr, flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def open_all(uris: Mapping[str, str]) -> dict[str, Artifact]:
+    """Open artifacts by name, such as the predictions of several systems."""
+    return {name: open_artifact(uri) for name, uri in uris.items()}

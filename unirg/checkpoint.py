@@ -8,6 +8,7 @@ same code reads `Qwen/Qwen3-VL-8B-Instruct` or `microsoft/UniRG-CXR` from a dire
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -25,11 +26,22 @@ MODEL = "model"
 _FILES = ("config.json", "tokenizer_config.json")
 
 
+def quiet() -> None:
+    """Keep the libraries' bars and warnings out of a stage's progress lines; call before they load."""
+    # DeepSpeed, which accelerate imports, otherwise warns that it found no accelerator.
+    if not os.path.exists("/dev/nvidiactl"):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
 @cache
 def _processor_class() -> type[Any]:
     from transformers.models.qwen3_vl import processing_qwen3_vl as stock
 
-    class Qwen3VLProcessor(stock.Qwen3VLProcessor):  # type: ignore[misc]
+    class Qwen3VLProcessor(stock.Qwen3VLProcessor):
         """Qwen3-VL's processor for images alone.
 
         The stock one needs a video processor, which needs torchvision, which has no CPU build here; a
@@ -62,6 +74,7 @@ def load_processor(source: str | Path) -> ProcessorMixin:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     check(source)
+    quiet()
     with _explained(source):
         images = Qwen2VLImageProcessorPil.from_pretrained(str(source))
         tokenizer = AutoTokenizer.from_pretrained(str(source))
@@ -77,6 +90,7 @@ def load_model(source: str | Path, dtype: str = "float32") -> PreTrainedModel:
     from transformers import Qwen3VLForConditionalGeneration
 
     check(source)
+    quiet()
     with _explained(source):
         model = Qwen3VLForConditionalGeneration.from_pretrained(
             str(source), dtype=dtype, use_safetensors=True
@@ -113,7 +127,7 @@ def save(model: PreTrainedModel, processor: ProcessorMixin, directory: Path) -> 
         "patch_size": images.patch_size,
         "temporal_patch_size": images.temporal_patch_size,
         "merge_size": images.merge_size,
-        "size": dict(images.size),
+        "size": {k: v for k, v in dict(images.size).items() if v},
     }
     (directory / "video_preprocessor_config.json").write_text(json.dumps(video, indent=1))
 

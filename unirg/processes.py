@@ -5,6 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from unirg.errors import UserError
+
+STOP_S = 20.0
+"""How long a server may take to finish what it has under way."""
 
 
 def die_with_parent(signum: int = signal.SIGKILL) -> None:
@@ -25,3 +36,44 @@ def start_worker() -> None:
     """Initialise a pool's worker: Ctrl-C is the parent's to handle, and its end is the worker's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
+
+
+@contextmanager
+def server(command: list[str], what: str, log: Path, timeout_s: float = 120.0) -> Iterator[str]:
+    """Run a server of ours as a child; yield what it wrote into its ready file: its URL.
+
+    Args:
+        command: the server's command line; `--ready-file PATH --die-with-parent` is added to it.
+        log: where its output goes; the last lines are shown if it does not start.
+
+    Raises:
+        UserError: it ended before it was ready, or was not ready in time.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:
+        ready = Path(folder) / "ready"
+        started = [*command, "--ready-file", str(ready), "--die-with-parent"]
+        child = subprocess.Popen(started, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + timeout_s
+            while not ready.exists():
+                if child.poll() is not None or time.monotonic() > deadline:
+                    raise UserError(f"{what} did not start{_ending(child.poll())}: {_tail(log)} (log: {log})")
+                time.sleep(0.05)
+            yield ready.read_text().strip()
+        finally:
+            child.terminate()
+            try:
+                child.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def _ending(code: int | None) -> str:
+    return " in time" if code is None else f" (exit code {code})"
+
+
+def _tail(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return " | ".join(lines[-3:]) or "it said nothing"

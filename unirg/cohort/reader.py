@@ -74,7 +74,7 @@ class Cohort:
         """study_id -> (study without image data, its shard, its row there)."""
         rows = {}
         for shard in self.index.shards:
-            table = pq.read_table(self.shard_path(shard), columns=METADATA + VIEWS)
+            table = self._file(shard).read(columns=METADATA + VIEWS)
             for row, record in enumerate(table.to_pylist()):
                 study = Study.checked(**record)
                 rows[study.study_id] = (study, shard, row)

@@ -16,6 +16,7 @@ from unirg.errors import UserError
 from unirg.study import Study
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import ProcessorMixin
 
 KEPT_IMAGES = 4096
@@ -36,7 +37,7 @@ def training_studies(cohort: Cohort) -> list[Study]:
 
 
 class Examples:
-    """A map-style data set over staged studies, decoding images when they are asked for.
+    """A sequence over staged studies that decodes images when they are asked for.
 
     Each item has `prompt` (messages), `images` (PIL), `reference` (text), `study_id`, and for SFT
     `completion` (messages).
@@ -59,6 +60,16 @@ class Examples:
         self.cohort, self.studies, self.completion = cohort, studies, completion
         self.prior_share, self.seed = prior_share, seed
         self._images = _Images(processor)
+
+    def dataset(self) -> Dataset:
+        """The same as the `datasets.Dataset` that TRL wants: rows of numbers, turned into items on access."""
+        from datasets import Dataset
+
+        def items(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+            found = [self[number] for number in batch["number"]]
+            return {name: [item[name] for item in found] for name in found[0]}
+
+        return Dataset.from_dict({"number": list(range(len(self)))}).with_transform(items)
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -112,10 +123,9 @@ class _Images:
     def shrunk(self, png: bytes) -> Any:
         """PNG -> RGB image of the processor's own size, by the processor's own resizing."""
         from PIL import Image as PIL
-        from transformers.image_utils import SizeDict
 
         processor = self.processor
         rgb = np.asarray(PIL.open(io.BytesIO(png)).convert("RGB")).transpose(2, 0, 1)
         factor = processor.patch_size * processor.merge_size
-        resized = processor.resize(rgb, SizeDict(**processor.size), processor.resample, factor)
+        resized = processor.resize(rgb, processor.size, processor.resample, factor)
         return PIL.fromarray(np.ascontiguousarray(resized.transpose(1, 2, 0)))

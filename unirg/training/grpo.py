@@ -79,6 +79,7 @@ def grpo(config: GRPOConfig, cohort: Artifact, parent: Artifact, store: str) -> 
         studies = training_studies(opened)
         # The KL term's reference is loaded from where the model came from: the parent, on resume too.
         model, processor = run.policy_of(parent)
+        examples = Examples(opened, studies, processor, config.prior_share, config.seed, completion=False)
         trainer = GRPOTrainer(
             model=model,
             reward_funcs=functions,
@@ -94,9 +95,7 @@ def grpo(config: GRPOConfig, cohort: Artifact, parent: Artifact, store: str) -> 
                 max_completion_length=config.max_completion_tokens,
                 temperature=config.temperature,
             ),
-            train_dataset=Examples(
-                opened, studies, processor, config.prior_share, config.seed, completion=False
-            ),
+            train_dataset=examples.dataset(),
             processing_class=processor,
         )
         run.train(trainer, draft, f"grpo (kl {config.kl:g})")

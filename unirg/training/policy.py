@@ -79,6 +79,7 @@ def base(config: BaseConfig, cohort: Artifact, store: str) -> Artifact:
     with artifact.draft(store, "base", VERSION, config, {"cohort": cohort}) as draft:
         if draft.committed:
             return draft.committed
+        checkpoint.quiet()
         if config.source == "toy":
             studies = Cohort.open(cohort).studies("train")
             model, processor = toy_policy(config.toy, _texts(studies), config.seed)

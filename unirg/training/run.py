@@ -67,14 +67,12 @@ class TrainConfig(Config):
 
 def prepare(config: TrainConfig) -> None:
     """Set the process up before torch does any work."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu" if not _has_gpu() else "cuda")
+    checkpoint.quiet()
     import torch
-    import transformers
+    from transformers import set_seed
 
     torch.set_num_threads(config.threads)
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.set_seed(config.seed)
+    set_seed(config.seed)
 
 
 def _has_gpu() -> bool:
@@ -131,7 +129,10 @@ def train(trainer: Trainer, draft: Draft, what: str) -> None:
     Raises:
         UserError: a loss or gradient that is not finite; the step and the remedy are named.
     """
-    trainer.add_callback(_callback(what, draft.scratch))
+    from transformers import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_watch(what))
     folder = Path(trainer.args.output_dir)
     trainer.train(resume_from_checkpoint=last_whole(folder))
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -172,7 +173,7 @@ def mark_whole(folder: Path) -> None:
     aside.replace(folder / MARKER)
 
 
-def _callback(what: str, scratch: Path) -> Any:
+def _watch(what: str) -> Any:
     from transformers import TrainerCallback
 
     class Watch(TrainerCallback):

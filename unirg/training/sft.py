@@ -49,6 +49,7 @@ def sft(config: SFTConfig, cohort: Artifact, parent: Artifact, store: str) -> Ar
         model, processor = run.policy_of(parent)
         # With accumulation or several ranks transformers otherwise averages the means of micro-batches.
         type(model).accepts_loss_kwargs = True
+        examples = Examples(opened, studies, processor, config.prior_share, config.seed, completion=True)
         trainer = SFTTrainer(
             model=model,
             args=Arguments(
@@ -57,9 +58,7 @@ def sft(config: SFTConfig, cohort: Artifact, parent: Artifact, store: str) -> Ar
                 max_length=None,  # a cut sequence may lose image tokens
                 completion_only_loss=True,
             ),
-            train_dataset=Examples(
-                opened, studies, processor, config.prior_share, config.seed, completion=True
-            ),
+            train_dataset=examples.dataset(),
             processing_class=processor,
         )
         run.train(trainer, draft, "sft")

@@ -1,0 +1,80 @@
+"""The paper's whole recipe: stage -> SFT -> GRPO step 1 -> step 2 -> serve -> score -> evaluate -> report."""
+
+from kfp import dsl
+
+import components.evaluate
+import components.report
+import components.score
+import components.serve
+import components.stage
+import components.train
+
+PERMUTED = "sft, images permuted"
+"""The control: the SFT policy shown other studies' images. A score as good as SFT's own would mean that it
+does not look at the image."""
+
+
+@dsl.pipeline(name="unirg-train", description="Train, serve, score and evaluate a radiology-report policy.")
+def train(
+    store: str,
+    recipe: str = "paper",
+    stage_overrides: list = [],  # noqa: B006 - KFP reads defaults from the signature
+    data: str = "",
+    hold_out: list = [],  # noqa: B006
+    judge_url: str = "",
+    tracking_uri: str = "",
+    traceparent: str = "",
+) -> str:
+    """Run the recipe; returns the report's URI.
+
+    Args:
+        store: URI below which every artifact lies, such as s3://bucket/unirg.
+        recipe: folder of shipped recipes: `paper` or `toy`.
+        stage_overrides: `key=value` settings over the staging recipe, such as corpus=iu_xray.
+        data: URI of the corpus; empty for phantoms.
+        hold_out: institutions or corpora never trained on: the zero-shot set.
+        judge_url: OpenAI-compatible endpoint that counts errors (CheXprompt).
+        tracking_uri: MLflow's tracking URI; empty writes no metrics store.
+        traceparent: W3C trace context that every task joins.
+    """
+    shared = {"store": store, "traceparent": traceparent}
+
+    def component(factory, name, step, **inputs):  # type: ignore[no-untyped-def]
+        given = {"overrides": [], **shared, **inputs}
+        task = factory(recipe=f"{recipe}/{step}", **given)
+        task.set_display_name(name).set_caching_options(False)
+        return task.output
+
+    cohort = component(
+        components.stage.stage, "stage", "stage", overrides=stage_overrides, data=data, hold_out=hold_out
+    )
+
+    def trained(algorithm, step, parent):  # type: ignore[no-untyped-def]
+        given = {"algorithm": algorithm, "cohort": cohort, "parent": parent, "judge_url": judge_url}
+        return component(components.train.train, f"train {step}", step, **given)
+
+    policies = {"untrained": trained("base", "base", "")}
+    policies["sft"] = trained("sft", "sft", policies["untrained"])
+    policies["grpo step 1"] = trained("grpo", "grpo_step1", policies["sft"])
+    policies["grpo step 2"] = trained("grpo", "grpo_step2", policies["grpo step 1"])
+
+    predictions = {}
+    for name, policy in policies.items():
+        endpoint = component(components.serve.serve, f"serve {name}", "serve", checkpoint=policy)
+        given = {"cohort": cohort, "endpoint": endpoint}
+        predictions[name] = component(components.score.score, f"score {name}", "score", **given)
+        if name == "sft":
+            predictions[PERMUTED] = component(
+                components.score.score, f"score {PERMUTED}", "score", overrides=["permute_images=1"], **given
+            )
+
+    results = {"cohort": cohort, "predictions": predictions, "checkpoints": policies}
+    evaluation = component(
+        components.evaluate.evaluate,
+        "evaluate",
+        "evaluate",
+        judge_url=judge_url,
+        tracking_uri=tracking_uri,
+        **results,
+    )
+    return component(components.report.report, "report", "report", evaluation=evaluation, **results)

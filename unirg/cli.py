@@ -1,0 +1,174 @@
+"""`unirg`: the verbs on the command line, the same functions that the pipelines call.
+
+Exit codes: 0 done, 2 the user's mistake (one clear line, no traceback), 1 ours, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from unirg import __version__, artifact, config, telemetry
+from unirg.errors import UserError
+
+app = typer.Typer(
+    name="unirg",
+    help="Train radiology-report generators, serve them, score archives with them, prove how good they are.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Store = Annotated[str, typer.Option(envvar="UNIRG_STORE", help="Where artifacts lie: a folder or s3://…")]
+Recipe = Annotated[str | None, typer.Option(help="A shipped recipe such as toy/sft, or a YAML file.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings over the recipe: key=value …")]
+Cohort = Annotated[str, typer.Option(help="URI of the cohort.")]
+Named = Annotated[list[str] | None, typer.Option(help="NAME=URI; may be given several times.")]
+STORE = "runs/store"
+
+
+@app.command()
+def stage(overrides: Overrides = None, recipe: Recipe = None, store: Store = STORE) -> None:
+    """Corpus -> cohort: adapter, filter, split, decode once."""
+    from unirg.cohort.stage import StageConfig, stage
+
+    _done(stage(config.load(StageConfig, recipe, overrides or ()), store))
+
+
+@app.command()
+def train(
+    algorithm: Annotated[str, typer.Argument(help="base, sft or grpo.")],
+    cohort: Cohort,
+    overrides: Overrides = None,
+    parent: Annotated[str, typer.Option(help="URI of the checkpoint to start from.")] = "",
+    recipe: Recipe = None,
+    store: Store = STORE,
+    judge_url: Annotated[str, typer.Option(help="Endpoint that counts errors (CheXprompt).")] = "",
+) -> None:
+    """Cohort and parent policy -> checkpoint."""
+    from unirg.training import train
+
+    _done(train(algorithm, recipe, overrides or (), cohort, parent, store, judge_url))
+
+
+@app.command()
+def serve(
+    checkpoint: Annotated[str, typer.Option(help="URI of the checkpoint.")],
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    store: Store = STORE,
+    port: Annotated[int, typer.Option(help="Port of the OpenAI-compatible server; 0 = any.")] = 8080,
+) -> None:
+    """Checkpoint -> a running OpenAI-compatible endpoint on this machine, until Ctrl-C."""
+    from unirg.serving.endpoint import ServeConfig, run_foreground, serve
+
+    settings = config.load(ServeConfig, recipe, overrides or ())
+    run_foreground(serve(settings, artifact.open_artifact(checkpoint), store), port)
+
+
+@app.command()
+def score(
+    cohort: Cohort,
+    checkpoint: Annotated[str, typer.Option(help="URI of the checkpoint to serve and score with.")],
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    store: Store = STORE,
+) -> None:
+    """Cohort -> predictions: a report for every study, or the reason why there is none."""
+    from unirg.scoring.archive import ScoreConfig, score
+    from unirg.serving.endpoint import ServeConfig, open_endpoint, serve
+
+    settings = config.load(ScoreConfig, recipe, overrides or ())
+    endpoint = serve(ServeConfig(), artifact.open_artifact(checkpoint), store)
+    _done(score(settings, artifact.open_artifact(cohort, "cohort"), open_endpoint(endpoint), store))
+
+
+@app.command()
+def evaluate(
+    cohort: Cohort,
+    predictions: Named,
+    overrides: Overrides = None,
+    checkpoint: Named = None,
+    recipe: Recipe = None,
+    store: Store = STORE,
+    judge_url: Annotated[str, typer.Option(help="Endpoint that counts errors (CheXprompt).")] = "",
+    tracking_uri: Annotated[str, typer.Option(help="MLflow's tracking URI.")] = "",
+) -> None:
+    """Predictions -> evaluation: metrics with intervals, beside the baselines."""
+    from unirg.evaluation.evaluate import EvaluateConfig, evaluate
+
+    settings = config.load(
+        EvaluateConfig, recipe, overrides or (), judge_url=judge_url, tracking_uri=tracking_uri
+    )
+    opened = artifact.open_artifact(cohort, "cohort")
+    _done(evaluate(settings, opened, _named(predictions), _named(checkpoint), store))
+
+
+@app.command()
+def report(
+    evaluation: Annotated[str, typer.Option(help="URI of the evaluation.")],
+    cohort: Cohort,
+    predictions: Named,
+    overrides: Overrides = None,
+    checkpoint: Named = None,
+    recipe: Recipe = None,
+    store: Store = STORE,
+) -> None:
+    """Evaluation -> one self-contained HTML file."""
+    from unirg.evaluation.report.render import ReportConfig, report
+
+    settings = config.load(ReportConfig, recipe, overrides or ())
+    evaluated = artifact.open_artifact(evaluation, "evaluate")
+    opened = artifact.open_artifact(cohort, "cohort")
+    made = report(settings, evaluated, opened, _named(predictions), _named(checkpoint), store)
+    _done(made)
+    print(made.path("report.html"))
+
+
+def _named(pairs: list[str] | None) -> dict[str, artifact.Artifact]:
+    """NAME=URI options -> artifacts by name."""
+    split = [pair.partition("=") for pair in pairs or ()]
+    wrong = [pair for pair, (name, equals, uri) in zip(pairs or (), split, strict=True) if not (name and uri)]
+    if wrong:
+        raise UserError(f"{', '.join(wrong)}: not of the form NAME=URI")
+    return artifact.open_all({name: uri for name, _, uri in split})
+
+
+def _done(made: artifact.Artifact) -> None:
+    counts = ", ".join(f"{name} {value}" for name, value in made.manifest.counts.items())
+    print(f"{made.manifest.stage}: {counts}", file=sys.stderr)
+    print(made.uri)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"unirg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+def main(argv: list[str] | None = None) -> Any:
+    """Entry point: run a verb and turn failures into exit codes."""
+    try:
+        return app(argv, standalone_mode=True)
+    except UserError as error:
+        print(f"unirg: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("unirg: interrupted; finished work is kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        print(f"unirg: {telemetry.safe_error(error)}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
