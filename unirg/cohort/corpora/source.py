@@ -1,0 +1,165 @@
+"""What adapters share: a corpus's files listed in one pass, read within limits, and identified.
+
+Paths are relative to the corpus's root, so that a cohort staged from a copy of the corpus elsewhere is the
+same cohort. `label` is how errors name the place: an institution's own path may identify a patient.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO, Any
+
+from unirg import storage
+from unirg.cohort.corpora import UnreadableImage
+from unirg.cohort.imaging import MAX_BYTES
+from unirg.errors import UserError
+
+FINGERPRINT_BYTES = 64 * 2**20
+BATCH = 256
+NOT_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)
+"""EINVAL is how S3's answer to a range of an empty object comes out."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    path: str
+    """Relative to the root, with forward slashes."""
+    size: int
+    version: str
+    """The object's ETag, or the local file's modification time: what a store says of it for free."""
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+@contextmanager
+def _explained(label: str) -> Iterator[None]:
+    """`storage.explained` without the cause, which would show a path in a traceback."""
+    try:
+        with storage.explained(label):
+            yield
+    except storage.StorageError as error:
+        raise storage.StorageError(str(error)) from None
+
+
+def listing(root: str, wanted: Callable[[str], bool], label: str | None = None) -> list[SourceFile]:
+    """The files below `root` whose relative path is wanted, sorted by path.
+
+    Raises:
+        UserError: there is no such directory, or it cannot be listed.
+    """
+    label = label or root
+    with _explained(label):
+        fs, base = storage.open_fs(root)
+        found = fs.find(base, detail=True)
+        if not found and not fs.isdir(base):
+            raise UserError(f"{label}: no such directory; check its name or fetch the corpus")
+    files = []
+    for path, info in found.items():
+        relative = path.removeprefix(base).lstrip("/")
+        if wanted(relative):
+            version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+            files.append(SourceFile(relative, int(info["size"]), str(version)))
+    return sorted(files, key=lambda file: file.path)
+
+
+def read_all(root: str, files: Sequence[SourceFile], label: str | None = None) -> Iterator[bytes]:
+    """The content of each file in order, fetched a batch at a time (concurrently where the store can)."""
+    for start in range(0, len(files), BATCH):
+        batch = [file for file in files[start : start + BATCH] if file.size]
+        with _explained(label or root):
+            fs, base = storage.open_fs(root)
+            paths = [f"{base}/{file.path}" for file in batch]
+            contents = fs.cat_ranges(paths, [0] * len(batch), [f.size for f in batch], on_error="raise")
+        by_path = {file.path: content for file, content in zip(batch, contents, strict=True)}
+        for file in files[start : start + BATCH]:
+            yield by_path.get(file.path, b"")
+
+
+def fingerprint(root: str, files: Sequence[SourceFile], label: str | None = None) -> str:
+    """SHA-256 (hex) over every path, size and content; over versions in place of content above 64 MiB."""
+    digest = hashlib.sha256()
+    small = sum(file.size for file in files) <= FINGERPRINT_BYTES
+    contents = read_all(root, files, label) if small else (file.version.encode() for file in files)
+    for file, content in zip(files, contents, strict=True):
+        digest.update(f"{file.path}\0{file.size}\0".encode("utf-8", "surrogateescape"))
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()
+
+
+def is_safe(relative: str) -> bool:
+    """Whether a path stays below the root on every file system: no scheme, drive, `..` or NUL."""
+    parts = PurePosixPath(relative).parts
+    return bool(parts) and parts[0] != "/" and ".." not in parts and not set(relative) & set(":\\\0")
+
+
+def read_image(root: str, relative: str | None, label: str | None = None) -> bytes:
+    """One image file, whole.
+
+    Raises:
+        UnreadableImage: it is missing, larger than the decoder accepts, or not below the root.
+        UserError: the storage failed, which says nothing about the image.
+    """
+    if relative is None or not is_safe(relative):
+        raise UnreadableImage("not a path below the corpus")
+    try:
+        with _explained(label or root):
+            fs, base = storage.open_fs(root)
+            try:
+                # One byte more than the limit lets the decoder refuse a file without reading all of it.
+                return fs.cat_file(f"{base}/{relative}", start=0, end=MAX_BYTES + 1)
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if error.errno not in NOT_A_FILE:
+                    raise
+                raise UnreadableImage("missing") from None
+    except FileNotFoundError:
+        raise UnreadableImage("missing") from None
+
+
+@contextmanager
+def opened(root: str, relative: str, label: str, mode: str = "rb", **options: str) -> Iterator[IO[Any]]:
+    """One file, to be read in pieces.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: the storage failed.
+    """
+    with _explained(label):
+        fs, base = storage.open_fs(root)
+        with fs.open(f"{base}/{relative}", mode, **options) as file:
+            yield file
+
+
+def csv_rows(root: str, relative: str, label: str) -> Iterator[tuple[int, dict[str, str] | None]]:
+    """(row number from 1, row by lower-case column name) of a UTF-8 CSV; None for a row of another width.
+
+    Raises:
+        FileNotFoundError: there is none.
+        UserError: not UTF-8, broken quoting, or a column named twice.
+    """
+    number = 0
+    try:
+        with opened(root, relative, label, "rt", encoding="utf-8-sig", newline="") as file:
+            # strict: a quote that is never closed is an error, not a field that swallows the rest.
+            reader = csv.reader(file, strict=True)
+            header = [column.strip().lower() for column in next(reader, [])]
+            if len(set(header)) != len(header):
+                raise UserError(f"{label}: two columns have the same name; rename or remove one")
+            for fields in reader:
+                if fields:
+                    number += 1
+                    fits = len(fields) == len(header)
+                    yield number, dict(zip(header, fields, strict=True)) if fits else None
+    except (csv.Error, UnicodeDecodeError):
+        raise UserError(
+            f"{label}: row {number + 1} is not valid CSV in UTF-8; save it again as UTF-8 with quoted fields"
+        ) from None
