@@ -1,0 +1,48 @@
+"""What an evaluation leaves in the metrics store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.evaluation.worlds import FINDINGS, World
+from unirg.evaluation.evaluate import EvaluateConfig, evaluate
+from unirg.lifecycle import store
+
+
+def test_a_system_becomes_a_run_with_its_aggregates_and_its_training(world: World, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    cohort = world.fill(4).cohort()
+    sft = world.checkpoint("sft")
+    predictions = {"SFT": world.predictions("sft", cohort, world.answers(1.0), model=sft)}
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    config = EvaluateConfig(resamples=100, tracking_uri=uri)
+    done = evaluate(config, cohort, predictions, {"SFT": sft}, str(world.store))
+    # A run that was killed between the commit and the record is healed by the next.
+    assert evaluate(config, cohort, predictions, {"SFT": sft}, str(world.store)) == done
+    made = store.find(uri, done.manifest.action_key)
+    assert made is not None
+    client = MlflowClient(uri)
+    runs = {run.info.run_name: run for run in client.search_runs([made.experiment_id])}
+    assert len(runs) == 4
+    assert runs["SFT"].data.metrics["test/report/bleu2"] == 1
+    assert runs["SFT"].data.metrics["test/report/bleu2_n"] == 8
+    assert "test/report/errors" not in runs["SFT"].data.metrics  # there was no judge: no number, not zero
+    assert runs["SFT"].data.params["train.learning_rate"] == "0.001"
+    assert runs["SFT"].data.tags["digest.train"] == sft.digest
+    assert len(client.get_metric_history(runs["SFT"].info.run_id, "train/loss")) == 5
+    parent = client.get_run(made.run_id)
+    assert parent.data.tags["digest.cohort"] == cohort.digest
+    assert parent.data.params["resamples"] == "100"
+
+
+def test_no_text_of_a_report_is_in_the_metrics_store(world: World, tmp_path: Path, judge_url: str) -> None:
+    cohort = world.fill(4).cohort()
+    predictions = {"SFT": world.predictions("sft", cohort, world.answers(0.5))}
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    config = EvaluateConfig(judge_model="offline-judge", judge_url=judge_url, tracking_uri=uri)
+    evaluate(config, cohort, predictions, {}, str(world.store))
+    stored = (tmp_path / "mlflow.db").read_bytes()
+    for findings, impression in FINDINGS.values():
+        assert findings.encode() not in stored
+        assert impression.encode() not in stored

@@ -1,0 +1,143 @@
+"""The stage `evaluate`: predictions of any number of systems -> scores per study, means with intervals.
+
+Writes `scores.parquet` (one row per system and study) and `aggregates.json` (`aggregates.py` says what is
+in it), then records the aggregates in the metrics store.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from typing import Literal
+
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from unirg import artifact, telemetry
+from unirg.artifact import Artifact
+from unirg.cohort.reader import Cohort
+from unirg.config import Config, operational
+from unirg.errors import UserError
+from unirg.evaluation import aggregates, candidates, tracking
+from unirg.evaluation import scores as scoring
+from unirg.metrics.chexprompt import Judge
+
+VERSION = 1
+STAGE = "evaluate"
+SCORES = "scores.parquet"
+
+
+class EvaluateConfig(Config):
+    """How systems are compared."""
+
+    systems: tuple[str, ...] = ()
+    """Order in which the systems are shown, each named once; empty: the alphabet's."""
+    comparisons: tuple[tuple[str, str], ...] = ()
+    """Pairs (a, b) of systems whose paired difference a - b is estimated; baselines may take part."""
+    composite: dict[Literal["bleu2", "rouge_l", "errors"], float] = {
+        "bleu2": 1 / 3,
+        "rouge_l": 1 / 3,
+        "errors": 1 / 3,
+    }
+    """Weights of the composite reward, named as in GRPO's `rewards`: `errors` weighs 1 / (errors + 1)."""
+    resamples: int = Field(default=10_000, ge=100)
+    """Bootstrap resamples of patients."""
+    seed: int = 0
+    """Seed of the resamples."""
+    judge_model: str | None = None
+    """Name of the model that counts errors, shown beside its numbers; None: no judge, its numbers missing."""
+    judge_url: str | None = operational(None)
+    """OpenAI base URL of the judge, up to `/v1`. Its key is read from UNIRG_JUDGE_API_KEY."""
+    judge_concurrency: int = operational(16, ge=1)
+    """Requests to the judge under way at once."""
+    judge_timeout: float = operational(120.0, gt=0)
+    """Seconds for one answer of the judge."""
+    tracking_uri: str | None = operational(None)
+    """MLflow tracking URI such as sqlite:///runs/mlflow.db; None: nothing is recorded."""
+    experiment: str = operational("unirg")
+    """MLflow experiment that the run is recorded in."""
+
+
+@telemetry.verb("evaluate")
+def evaluate(
+    config: EvaluateConfig,
+    cohort: Artifact,
+    predictions: Mapping[str, Artifact],
+    checkpoints: Mapping[str, Artifact],
+    store: str,
+) -> Artifact:
+    """Score every system and both baselines on the same studies.
+
+    Args:
+        predictions: system's name -> its predictions on the cohort.
+        checkpoints: system's name -> the checkpoint it was served from, where there is one.
+
+    Raises:
+        UserError: a name is unknown or reserved, predictions are of another cohort or checkpoint, the judge
+            is named without its URL or cannot be reached.
+    """
+    order = _order(config, predictions, checkpoints)
+    judge = _judge(config)
+    inputs: dict[str, Artifact | str] = {"cohort": cohort}
+    inputs |= {f"predictions:{name}": found for name, found in predictions.items()}
+    if judge:
+        inputs["judge"] = judge.identity
+    with artifact.draft(store, STAGE, VERSION, config, inputs) as draft:
+        found = draft.committed
+        if found is None:
+            if judge and not config.judge_url:
+                raise UserError(f"judge_url is not set: name the endpoint that serves {config.judge_model}")
+            opened = Cohort.open(cohort)
+            studies = candidates.attempted(predictions, opened)
+            systems = [candidates.policy(name, predictions[name], studies) for name in order]
+            systems += candidates.baselines(opened, studies)
+            scores = scoring.score(
+                studies, systems, config.composite, judge, draft.scratch / "verdicts.jsonl"
+            )
+            pq.write_table(scores.table(), draft.out / SCORES)
+            data = aggregates.aggregate(scores, config.comparisons, config.resamples, config.seed)
+            data |= {"judge": config.judge_model, "composite": config.composite}
+            data |= {"resamples": config.resamples, "seed": config.seed}
+            (draft.out / aggregates.FILE).write_text(
+                json.dumps(data, indent=1, sort_keys=True, allow_nan=False)
+            )
+            found = draft.commit({"studies": len(studies), "systems": len(systems)})
+    if config.tracking_uri:
+        tracking.record(found, predictions, checkpoints, config.tracking_uri, config.experiment)
+    return found
+
+
+def _judge(config: EvaluateConfig) -> Judge | None:
+    if config.judge_model is None:
+        return None
+    return Judge(
+        config.judge_url or "",
+        config.judge_model,
+        api_key=os.environ.get("UNIRG_JUDGE_API_KEY", "none"),
+        concurrency=config.judge_concurrency,
+        timeout=config.judge_timeout,
+    )
+
+
+def _order(
+    config: EvaluateConfig, predictions: Mapping[str, Artifact], checkpoints: Mapping[str, Artifact]
+) -> list[str]:
+    """The systems as they are shown, after every name was checked."""
+    if reserved := set(predictions) & set(candidates.BASELINES):
+        raise UserError(f"the name {min(reserved)} belongs to a baseline: give the predictions another")
+    order = list(config.systems) or sorted(predictions)
+    if sorted(order) != sorted(predictions):
+        differing = ", ".join(sorted(set(order) ^ set(predictions))) or "a name comes twice"
+        raise UserError(f"systems must name each prediction once; check {differing}")
+    known = [*order, *candidates.BASELINES]
+    for name in (name for pair in config.comparisons for name in pair):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3) or known[:1]
+            raise UserError(f"comparisons name {name}, which is no system: did you mean {near[0]}?")
+    for name, checkpoint in checkpoints.items():
+        model = predictions[name].manifest.inputs.get("model") if name in predictions else None
+        if name not in predictions or (model and model.digest != checkpoint.digest):
+            raise UserError(f"checkpoint {name} is not the one that the predictions of {name} came from")
+    return order

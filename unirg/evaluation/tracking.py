@@ -1,0 +1,59 @@
+"""An evaluation as runs of the metrics store: a parent, and a child for each system with its training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unirg.artifact import Artifact
+from unirg.evaluation import aggregates
+from unirg.evaluation.history import training_history
+from unirg.lifecycle import store
+from unirg.lifecycle.store import Recorded, Run
+
+
+def record(
+    evaluation: Artifact,
+    predictions: Mapping[str, Artifact],
+    checkpoints: Mapping[str, Artifact],
+    tracking_uri: str,
+    experiment: str,
+) -> Recorded:
+    """Record an evaluation once: aggregates, configurations, digests and URIs, training histories."""
+    manifest = evaluation.manifest
+    data = aggregates.read(evaluation)
+    tags = _tags("evaluation", evaluation)
+    for name, used in manifest.inputs.items():
+        tags |= {f"digest.{name}": used.digest} | ({f"uri.{name}": used.uri} if used.uri else {})
+    if data["judge"]:
+        tags["judge"] = data["judge"]
+    children = []
+    for system in data["systems"]:
+        name = system["name"]
+        sources = {"score": predictions.get(name), "train": checkpoints.get(name)}
+        made = {kind: source for kind, source in sources.items() if source is not None}
+        own: dict[str, str] = {"kind": system["kind"], "note": system["note"]}
+        for kind, source in made.items():
+            own |= _tags(kind, source)
+        params = {kind: source.manifest.config for kind, source in made.items()}
+        history = training_history(checkpoints[name]) if name in checkpoints else []
+        children.append(Run(name, params, own, _metrics(data, name), history))
+    parent = Run(f"evaluation {evaluation.digest[:12]}", manifest.config, tags)
+    return store.record(tracking_uri, manifest.action_key, parent, children, experiment)
+
+
+def _tags(name: str, source: Artifact) -> dict[str, str]:
+    return {f"digest.{name}": source.digest, f"uri.{name}": source.uri}
+
+
+def _metrics(data: Mapping[str, Any], system: str) -> dict[str, float]:
+    """`test/report/bleu2` with `_low`, `_high`, `_n`, `_missing`; institutions stay in the artifact."""
+    found = {}
+    for value in data["values"]:
+        if value["system"] != system or value["institution"] is not None:
+            continue
+        where = "/".join(filter(None, (value["split"], value["corpus"], value["setting"], value["metric"])))
+        for field, name in (("mean", where), *((f, f"{where}_{f}") for f in ("low", "high", "n", "missing"))):
+            if value[field] is not None:
+                found[name] = value[field]
+    return found
