@@ -144,9 +144,8 @@ class _Comparison:
 
     def count(self, topic: Topic) -> None:
         ours, theirs = self.ours.get(topic, {}), self.theirs.get(topic, {})
-        if (
-            topic.condition == NO_FINDING
-        ):  # calling a study normal is no finding; comparing it is a comparison
+        if topic.condition == NO_FINDING:
+            # To call a study normal asserts no finding, so only what it compares counts.
             self._attributes(topic, ours.get(None, _Place()), theirs.get(None, _Place()))
             return
         if ours and theirs and (None in ours or None in theirs):
