@@ -25,10 +25,10 @@ venv: .venv/.installed ## Create .venv with every dependency at its locked versi
 		echo "make: $(PYTHON) has no venv module: install it (on Debian: apt-get install python3-venv)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	@echo "Installing $$(grep -c '==' locks/unirg.txt) locked packages; this takes some minutes"
-	$(BIN)/pip install --quiet --no-deps --require-hashes -r locks/unirg.txt
-	# With its dependencies: none are missing for a CPU build, the CUDA libraries for a CUDA build.
-	$(BIN)/pip install --quiet -r locks/torch.txt
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/pip install -qq --no-deps --require-hashes -r locks/unirg.txt
+	@# With its dependencies: none are missing for a CPU build, the CUDA libraries for a CUDA build.
+	$(BIN)/pip install -qq -r locks/torch.txt
+	$(BIN)/pip install -qq --no-deps --no-build-isolation -e .
 	$(BIN)/pip check
 	@touch $@
 
