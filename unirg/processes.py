@@ -19,7 +19,7 @@ STOP_S = 20.0
 
 
 def die_with_parent(signum: int = signal.SIGKILL) -> None:
-    """Ask Linux to send this process a signal when its parent ends, even by kill -9.
+    """Ask Linux to send this process a signal when the thread that started it ends, even by kill -9.
 
     Call it first thing in the child. Elsewhere than on Linux it does nothing.
     """

@@ -7,6 +7,7 @@ Every S3 setting comes from the environment: `AWS_ENDPOINT_URL_S3` (or `AWS_ENDP
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import uuid
@@ -126,7 +127,7 @@ def _remedy(error: BaseException, uri: str) -> str | None:
         return None
     if isinstance(error, PermissionError):
         return "permission denied: check the credentials, or the owner and mode of the folder"
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
         return f"{os.strerror(error.errno).lower()}: free space or choose another place, then run again"
     return None
 

@@ -34,6 +34,9 @@ class StudyError(UserError):
         self.corpus, self.study_id, self.field, self.rule = corpus, study_id, field, rule
         super().__init__(f"{corpus}: study {study_id}: field {field}: {rule}")
 
+    def __reduce__(self) -> tuple[type[StudyError], tuple[str, str, str, str]]:
+        return StudyError, (self.corpus, self.study_id, self.field, self.rule)  # it crosses process pools
+
 
 def _blank_is_missing(value: Any) -> Any:
     """Collapse an empty or whitespace-only text to None, so that 'missing' has one form."""

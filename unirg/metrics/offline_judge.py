@@ -12,7 +12,6 @@ side. `count_errors` states the rules. Its numbers measure agreement of extracte
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import signal
@@ -34,6 +33,7 @@ from unirg.errors import UserError
 from unirg.metrics.chexprompt import CATEGORIES, Count, Errors
 from unirg.metrics.findings_lexicon import Finding, extract
 from unirg.metrics.findings_terms import LUNG_OPACITY, NO_FINDING
+from unirg.processes import die_with_parent
 
 MODEL = "offline-judge"
 
@@ -270,15 +270,6 @@ def serve(port: int, ready_file: Path | None) -> None:
             ready_file.unlink(missing_ok=True)
 
 
-def die_with_parent() -> None:
-    """Have the kernel send SIGTERM when the thread that started this process ends (Linux)."""
-    parent = os.getppid()
-    set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(set_pdeathsig, signal.SIGTERM)
-    if os.getppid() != parent:  # it ended before the call
-        sys.exit(0)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m unirg.metrics.offline_judge", description=MODEL)
     parser.add_argument("--port", type=int, default=0, help="0 picks a free one")
@@ -289,7 +280,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
     if options.die_with_parent:
-        die_with_parent()
+        die_with_parent(signal.SIGTERM)
     try:
         serve(options.port, options.ready_file)
     except UserError as error:
