@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -77,10 +77,12 @@ class Phantom:
         UserError: `studies` is below 1, or `seed` below 0.
     """
 
+    # Without annotations, so the same for every instance and not fields of the dataclass.
+    name = "phantom"
+    public = True
+
     studies: int = 2000
     seed: int = 0
-    name: str = field(default="phantom", init=False)
-    public: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
         if self.studies < 1:

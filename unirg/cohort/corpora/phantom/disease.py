@@ -23,9 +23,9 @@ from unirg.cohort.corpora.phantom.findings import CATHETER, CONDITIONS, PACEMAKE
 
 FLUID_TOPS = ((306.0, 396.0), (252.0, 310.0), (164.0, 206.0))
 """Height of a small, moderate and large effusion, at the chest wall and at the midline."""
-HAZE = ((0.43, 0.9), (0.60, 1.15), (0.80, 1.45))
+HAZE = ((0.40, 0.85), (0.62, 1.15), (0.86, 1.5))
 """Opacity and extent of mild, moderate and severe edema."""
-CONSOLIDATION_RADII = (37.0, 60.0)
+CONSOLIDATION_RADII = (34.0, 66.0)
 LESION_RADII = (17.0, 37.0)
 RAISED = (10.0, 26.0)
 """How far atelectasis lifts the diaphragm."""

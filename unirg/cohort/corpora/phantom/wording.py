@@ -81,13 +81,14 @@ GONE = {
     CATHETER: "[central venous catheter](N:o)",
     TUBE: "[endotracheal tube](N:o)",
 }
-"""What was there in the study before and is not any more."""
+"""What was there in the study before and is not any more. A broken rib stays broken."""
 
 BRIEF = {
     "Cardiomegaly": "[{severity}](O >o) [cardiomegaly](O:o){change}.",
     "Edema": "[{severity}](O >o) [pulmonary](A:p) [edema](O:o @p){change}.",
-    "Consolidation": "[{side}](A >z) [{zone}](A >z) [zone](A:z) [consolidation](O:o @z){change}.",
-    "Atelectasis": "[{side}](A >b) [basilar](A:b) [atelectasis](O:o @b){change}.",
+    "Consolidation": "[{severity}](O >o) [{side}](A >z) [{zone}](A >z) [zone](A:z) "
+    "[consolidation](O:o @z){change}.",
+    "Atelectasis": "[{severity}](O >o) [{side}](A >b) [basilar](A:b) [atelectasis](O:o @b){change}.",
     "Pneumothorax": "[{severity}](O >o) [{side}](A:s) [pneumothorax](O:o @s){change}.",
     "Pleural Effusion": "[{severity}](O >o) [{side}](A >p) [pleural](A:p) [effusion](O:o @p){change}.",
     "Pleural Effusion bilateral": "[{severity}](O >o) [bilateral](A >p) [pleural](A:p) "
@@ -95,9 +96,9 @@ BRIEF = {
     "nodule": "[{side}](A >z) [{zone}](A >z) [zone](A:z) [nodule](O:o @z){change}.",
     "mass": "[{side}](A >z) [{zone}](A >z) [zone](A:z) [mass](O:o @z){change}.",
     "Fracture": "[displaced](O >o) [{side}](A >r) [rib](A:r) [fracture](O:o @r){change}.",
-    PACEMAKER: "[{side}](A:s) [pacemaker](O:o @s){change}.",
-    CATHETER: "[{side}](A:s) [central venous catheter](O:o @s){change}.",
-    TUBE: "[endotracheal tube](O:o){change}.",
+    PACEMAKER: "[{side}](A:s) [pacemaker](O:o @s) in place{change}.",
+    CATHETER: "[{side}](A:s) [central venous catheter](O:o @s) in place{change}.",
+    TUBE: "[endotracheal tube](O:o) in place{change}.",
 }
 """A finding as an impression names it, at every institution."""
 
