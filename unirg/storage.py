@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import random
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +26,7 @@ from unirg.errors import UserError
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
 S3_ATTEMPTS = 5  # botocore's standard mode: exponential backoff with jitter on 5xx, throttling, resets
+S3_READS = 2  # of a body that breaks off; s3fs repeats whole requests too, so this multiplies S3_ATTEMPTS
 
 
 class StorageError(UserError):
@@ -58,20 +61,23 @@ def open_fs(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if is_local(uri):
         return url_to_fs(str(local_path(uri)))
     options: dict[str, Any] = {}
-    if uri.startswith("s3://"):
-        options = {
-            "config_kwargs": {
-                "connect_timeout": CONNECT_TIMEOUT_S,
-                "read_timeout": float(os.environ.get("UNIRG_S3_READ_TIMEOUT", READ_TIMEOUT_S)),
-                "retries": {"max_attempts": S3_ATTEMPTS, "mode": "standard"},
-            },
-            # A listing must show what another process has just committed.
-            "use_listings_cache": False,
-        }
     try:
-        return url_to_fs(uri, **options)
+        if uri.startswith("s3://"):
+            options = {
+                "config_kwargs": {
+                    "connect_timeout": CONNECT_TIMEOUT_S,
+                    "read_timeout": float(os.environ.get("UNIRG_S3_READ_TIMEOUT", READ_TIMEOUT_S)),
+                    "retries": {"total_max_attempts": S3_ATTEMPTS, "mode": "standard"},
+                },
+                # A listing must show what another process has just committed.
+                "use_listings_cache": False,
+            }
+        fs, path = url_to_fs(uri, **options)
     except (ValueError, ImportError) as error:
         raise StorageError(f"cannot open {uri}: {error}") from error
+    if uri.startswith("s3://"):
+        fs.retries = S3_READS  # s3fs has no argument for it, and its 5 let a dead endpoint hang for an hour
+    return fs, path
 
 
 @contextmanager
@@ -86,14 +92,15 @@ def explained(uri: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        remedy = _remedy(error, uri)
+        remedy = _remedy(error)
         if remedy is None:
             raise
         raise StorageError(f"{uri}: {remedy}") from error
 
 
-def _remedy(error: BaseException, uri: str) -> str | None:
+def _remedy(error: BaseException) -> str | None:
     """What to do about a storage failure; None where the error is not one of storage."""
+    from aiohttp import ClientPayloadError
     from botocore import exceptions as boto
 
     chain: list[BaseException] = []
@@ -119,8 +126,14 @@ def _remedy(error: BaseException, uri: str) -> str | None:
                 )
             if status is not None and status >= 500:
                 return f"S3 at {where} keeps failing (HTTP {status}): try again later; finished work is kept"
+            if not isinstance(error, FileNotFoundError):
+                return f"S3 at {where} refused the request ({code or status}): check the URI and the endpoint"
+        if isinstance(link, boto.ParamValidationError):
+            return "S3 allows no such name: correct the bucket"
         if isinstance(link, boto.ConnectTimeoutError | boto.ReadTimeoutError | TimeoutError):
             return f"S3 at {where} did not answer in time: check the network; finished work is kept"
+        if isinstance(link, boto.IncompleteReadError | ClientPayloadError):
+            return f"the connection to S3 at {where} broke off: check the network; finished work is kept"
         if isinstance(link, boto.EndpointConnectionError | boto.ConnectionError | boto.HTTPClientError):
             return f"cannot connect to S3 at {where}: check AWS_ENDPOINT_URL_S3 and the network"
     if isinstance(error, FileNotFoundError):
@@ -144,12 +157,6 @@ def read_bytes(uri: str) -> bytes:
         return fs.cat_file(path)
 
 
-def exists(uri: str) -> bool:
-    with explained(uri):
-        fs, path = open_fs(uri)
-        return bool(fs.exists(path))
-
-
 def put_new(uri: str, data: bytes) -> bool:
     """Create the object atomically, whole or not at all; False if one is already there (it stays).
 
@@ -159,12 +166,33 @@ def put_new(uri: str, data: bytes) -> bool:
     with explained(uri):
         if is_local(uri):
             return _put_new_local(local_path(uri), data)
-        fs, path = open_fs(uri)
+        return _put_new_s3(uri, data)
+
+
+def _put_new_s3(uri: str, data: bytes) -> bool:
+    fs, path = open_fs(uri)
+    tried = 0
+    while True:
         try:
-            fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
-        return True
+            # In one request: Ceph ignores the condition on the parts that s3fs would cut large data into.
+            fs.pipe_file(path, data, mode="create", chunksize=len(data) + 1)
+            return True
+        except OSError as error:
+            # s3fs knows the refusal as AWS words it; other servers (Ceph) give the code alone.
+            code = _error_code(error)
+            if isinstance(error, FileExistsError) or code == "PreconditionFailed":
+                return False
+            tried += 1
+            # Another writer is at it, and may yet fail: S3 asks to try again.
+            if code != "ConditionalRequestConflict" or tried == S3_ATTEMPTS:
+                raise
+        time.sleep(random.uniform(0, 2**tried / 10))
+
+
+def _error_code(error: OSError) -> str:
+    """S3's code for what s3fs translated, or an empty text."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
 
 
 def _put_new_local(target: Path, data: bytes) -> bool:
@@ -192,7 +220,8 @@ def upload(source: Path, uri: str) -> None:
 
 def download(uri: str, target: Path) -> None:
     """Copy an object to a local file, whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with explained(str(target.parent)):
+        target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with explained(uri):
