@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unirg.cohort.corpora import Corpus, UnreadableImage
-from unirg.cohort.corpora.phantom import TRAINED, TRUTH_SCHEMA, ZERO_SHOT, Phantom
+from unirg.cohort.corpora.phantom import TRAINED, TRUTH_SCHEMA, VERSION, ZERO_SHOT, Phantom
 from unirg.cohort.corpora.phantom.findings import CONDITIONS, LEVELS, NO_FINDING
 from unirg.cohort.corpora.phantom.timeline import ENCOUNTER_SHARES, INSTITUTION_SHARES
 from unirg.cohort.corpora.phantom.wording import REASONS, WORDINGS
@@ -84,6 +84,14 @@ def test_same_bytes_in_another_process_on_a_processor_without_vector_instruction
     )
     other = in_another_process(code, NPY_DISABLE_CPU_FEATURES=features, PYTHONHASHSEED="77")
     assert other == digest(Phantom(6, seed=3))
+
+
+def test_no_content_changes_without_a_new_version() -> None:
+    # When this fails on purpose, raise VERSION: cohorts staged before must not pass for the new ones.
+    assert (VERSION, digest(Phantom(12, seed=0))) == (
+        1,
+        "287570ac07dce5e4442e885a42a300418cf7f931a5653401ae5e79e3b5a0b362",
+    )
 
 
 def test_another_seed_gives_other_studies() -> None:

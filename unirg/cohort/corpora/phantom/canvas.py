@@ -25,7 +25,7 @@ Stroke = tuple[Points, int, int]
 def fill(shapes: Iterable[Points], *, soft: float) -> Layer:
     """Placed polygons -> (256, 256): 1 inside, 0 outside, with edges about `soft` film pixels wide."""
     # What is very soft needs few pixels.
-    grid = HALF if soft < 6 else HALF // 2 if soft < 20 else HALF // 4
+    grid = HALF if soft < 3 else HALF // 2 if soft < 12 else HALF // 4
     image = Image.new("L", (grid, grid))
     pen = ImageDraw.Draw(image)
     for points in shapes:
@@ -47,13 +47,14 @@ def mottle(rng: np.random.Generator, cells: int) -> Layer:
 def enlarge(layer: Layer) -> Layer:
     """(256, 256) -> (512, 512), linearly."""
     near, far = np.float32(0.75), np.float32(0.25)
-    for _ in range(2):
-        padded = np.concatenate([layer[:1], layer, layer[-1:]])
-        taller = np.empty((2 * layer.shape[0], layer.shape[1]), dtype=np.float32)
-        taller[0::2] = near * layer + far * padded[:-2]
-        taller[1::2] = near * layer + far * padded[2:]
-        layer = np.ascontiguousarray(taller.T)
-    return layer
+    padded = np.pad(layer, 1, mode="edge")
+    tall = np.empty((SIZE, HALF + 2), dtype=np.float32)
+    tall[0::2] = near * padded[1:-1] + far * padded[:-2]
+    tall[1::2] = near * padded[1:-1] + far * padded[2:]
+    film = np.empty((SIZE, SIZE), dtype=np.float32)
+    film[:, 0::2] = near * tall[:, 1:-1] + far * tall[:, :-2]
+    film[:, 1::2] = near * tall[:, 1:-1] + far * tall[:, 2:]
+    return film
 
 
 def strokes(*groups: list[Stroke], soft: float) -> Layer:

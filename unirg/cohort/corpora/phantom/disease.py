@@ -100,7 +100,7 @@ def broken_rib(frame: Frame, finding: Finding) -> tuple[int, list[Stroke]]:
     side = str(finding.side)
     pieces: list[Stroke] = []
     for piece, end in ((inner, inner[-3:]), (outer, outer[:3])):
-        pieces += [(frame.place(side, piece), 13, 190), (frame.place(side, end), 19, 255)]
+        pieces += [(frame.place(side, piece), 13, 165), (frame.place(side, end), 17, 250)]
     return index, pieces
 
 
