@@ -1,0 +1,182 @@
+"""An endpoint: which model answers, under which name, and how to reach it.
+
+The `serve` artifact says what is served and runs nothing. A local endpoint starts its server at the first
+use and takes it down with its user (scale to zero, as KServe does in a cluster), so that a rerun in which
+everything is scored starts no server.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pydantic import Field
+
+from unirg import artifact, checkpoint, telemetry
+from unirg.artifact import Artifact, ArtifactError
+from unirg.config import Config, operational
+from unirg.errors import UserError
+
+VERSION = 1
+CHECKPOINTS = ("base", "sft", "grpo")
+FILE = "endpoint.json"
+STOP_S = 10
+_LOG_LINES = 8
+
+
+class ServeConfig(Config):
+    """How a checkpoint is served."""
+
+    model_name: str = Field(default="unirg", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")
+    """What requests call the model."""
+    threads: int = operational(1, ge=1)
+    """Threads of one generation step. A toy policy is fastest with 1; another thread prepares images."""
+    max_batch: int = operational(32, ge=1)
+    """Requests generated together; their texts do not depend on it."""
+    start_timeout_s: float = operational(300.0, gt=0)
+    """Seconds that loading and warming may take."""
+
+
+@telemetry.verb("serve")
+def serve(config: ServeConfig, model: Artifact, store: str) -> Artifact:
+    """Declare an endpoint for a checkpoint artifact.
+
+    Raises:
+        ArtifactError: it is no checkpoint.
+    """
+    with artifact.draft(store, "serve", VERSION, config, {"checkpoint": model}) as draft:
+        if draft.committed:
+            return draft.committed
+        _model_directory(model)
+        # Where the checkpoint lies is in the manifest's inputs: content does not depend on a place.
+        content = {"kind": "local", "model_name": config.model_name, "model_digest": model.digest}
+        (draft.out / FILE).write_text(json.dumps(content, indent=1, sort_keys=True))
+        return draft.commit()
+
+
+def _model_directory(model: Artifact) -> Path:
+    if model.manifest.stage not in CHECKPOINTS:
+        raise ArtifactError(
+            f"{model.uri} was made by stage {model.manifest.stage}: name a checkpoint "
+            f"({', '.join(CHECKPOINTS)})"
+        )
+    directory = model.directory / checkpoint.MODEL
+    checkpoint.check(directory)
+    return directory
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A model that can be asked. `connect` makes it answer."""
+
+    model_name: str
+    model_digest: str
+    """Digest of the checkpoint artifact."""
+    checkpoint_uri: str
+    config: ServeConfig
+
+    def arguments(self) -> list[str]:
+        """The predictor's command line, once the checkpoint is verified and at hand.
+
+        Raises:
+            ArtifactError: the checkpoint is gone or altered.
+        """
+        model = artifact.open_artifact(self.checkpoint_uri, CHECKPOINTS)
+        if model.digest != self.model_digest:
+            raise ArtifactError(f"{model.uri} is another model than this endpoint's: serve it again")
+        return [
+            *("--model-dir", str(_model_directory(model))),
+            *("--model-name", self.model_name),
+            *("--model-digest", self.model_digest),
+            *("--threads", str(self.config.threads)),
+            *("--max-batch", str(self.config.max_batch)),
+        ]
+
+    @contextmanager
+    def connect(self) -> Iterator[str]:
+        """The base URL of the OpenAI protocol, answered until the context ends.
+
+        The server ends with the thread that connects, even by kill -9.
+
+        Raises:
+            ArtifactError: the checkpoint is gone or altered.
+            UserError: the server did not start; its last log lines say why.
+        """
+        arguments = self.arguments()
+        with TemporaryDirectory(prefix="unirg-serve-") as folder:
+            ready, log = Path(folder, "url"), Path(folder, "log")
+            command = [sys.executable, "-m", "unirg.serving.predictor", *arguments]
+            command += ["--ready-file", str(ready), "--die-with-parent", str(os.getpid())]
+            with log.open("wb") as output:
+                # A session of its own: Ctrl-C reaches us alone, and we end the server.
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                    env=os.environ | {"OMP_NUM_THREADS": str(self.config.threads)},
+                )
+            try:
+                yield _wait_until_ready(process, ready, log, self.config.start_timeout_s)
+            finally:
+                _stop(process)
+
+
+def open_endpoint(source: str | Artifact) -> Endpoint:
+    """The endpoint that a `serve` artifact declares.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    found = artifact.open_artifact(source, "serve") if isinstance(source, str) else source
+    content = json.loads(found.path(FILE).read_bytes())
+    return Endpoint(
+        model_name=content["model_name"],
+        model_digest=content["model_digest"],
+        checkpoint_uri=found.manifest.inputs["checkpoint"].uri or "",
+        config=ServeConfig.model_validate(found.manifest.config),
+    )
+
+
+def run_foreground(served: Artifact, port: int = 8080, host: str = "127.0.0.1") -> None:
+    """Answer for a `serve` artifact in this process until Ctrl-C or SIGTERM.
+
+    Raises:
+        UserError: the checkpoint is gone, altered or unusable.
+    """
+    from unirg.serving import predictor
+
+    endpoint = open_endpoint(served)
+    predictor.main([*endpoint.arguments(), "--host", host, "--port", str(port)])
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path, timeout_s: float) -> str:
+    until = time.monotonic() + timeout_s
+    while not ready.exists():
+        code = process.poll()
+        late = time.monotonic() > until
+        if code is not None or late:
+            what = f"was not ready after {timeout_s:g} s" if late else f"ended with exit code {code}"
+            # The server logs nothing of a request, and there has been none.
+            lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+            raise UserError("\n  ".join([f"the model server {what}; its last lines:", *lines]))
+        time.sleep(0.02)
+    return ready.read_text()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
