@@ -8,99 +8,174 @@ goes on where it was.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import os
+import re
+import signal
 import sys
 import time
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from unirg import processes, storage, telemetry
 from unirg.artifact import Artifact, open_artifact
 from unirg.errors import UserError
+from unirg.telemetry import InternalError
 
+RECIPES = {"phantom": "toy", "iu_xray": "toy_real", "institution": "toy_real"}
 ZERO_SHOT = {"phantom": ["summit", "island"]}
 """Institutions that the demo never trains on, by corpus."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the demo; returns the exit code (2 for the user's mistakes, 1 for ours)."""
+    """Run the demo; returns the exit code (2 for the user's mistakes, 1 for ours, 130 interrupted)."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--corpus", default="phantom", choices=["phantom", "iu_xray", "institution"])
+    parser.add_argument("--corpus", default="phantom", choices=sorted(RECIPES))
     parser.add_argument("--data", default="", help="where the corpus lies; phantoms need none")
     parser.add_argument("--store", default="", help="where artifacts go: a folder or s3://bucket/prefix")
-    parser.add_argument("--recipe", default="toy", help="folder of recipes")
+    parser.add_argument("--recipe", default="", help="folder of recipes; default: the corpus's toy")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="staging override")
     options = parser.parse_args(argv)
-    store = options.store or f"runs/demo-{options.corpus}"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    started = time.monotonic()
     try:
-        started = time.monotonic()
-        report = run(options.corpus, options.data, store, options.recipe, options.set)
-        print_summary(report, time.monotonic() - started)
-        return 0
-    except UserError as error:
+        store = options.store or f"runs/demo-{options.corpus}"
+        recipe = options.recipe or RECIPES[options.corpus]
+        report = run(options.corpus, options.data, store, recipe, options.set)
+    except (UserError, InternalError) as error:
         print(f"demo: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
-        print("demo: interrupted; finished stages are kept, the same command goes on", file=sys.stderr)
+        print("demo: interrupted; finished work is kept, the same command goes on", file=sys.stderr)
         return 130
+    print_summary(report, side_folder(store), time.monotonic() - started)
+    return 0
 
 
 def run(corpus: str, data: str, store: str, recipe: str, settings: list[str]) -> Artifact:
-    """Run the pipeline to its end.
+    """Run the pipeline to its end; returns the report.
 
     Raises:
-        UserError: a stage failed; its own message is printed above.
+        UserError: a stage refused its input or its surroundings.
+        InternalError: a stage failed through a fault of ours.
     """
-    if storage.is_local(store):
-        store = str(storage.local_path(store))
-    if data and storage.is_local(data):
-        data = str(storage.local_path(data))
-    side = Path(store) if storage.is_local(store) else Path("runs") / storage.sha256(store.encode())[:12]
+    side = side_folder(store)
     side.mkdir(parents=True, exist_ok=True)
     judge = [sys.executable, "-m", "unirg.metrics.offline_judge", "--port", "0"]
     with (
         telemetry.span("pipeline.train"),
         processes.server(judge, "the offline judge", side / "judge.log") as judge_url,
     ):
-        return _run_local(
+        return run_pipeline(
             side,
-            store=store,
+            store=absolute(store),
             recipe=recipe,
             stage_overrides=[f"corpus={corpus}", *settings],
-            data=data,
+            data=absolute(data) if data else "",
             hold_out=ZERO_SHOT.get(corpus, []),
             judge_url=judge_url,
-            tracking_uri=f"sqlite:///{side.absolute()}/mlflow.db",
+            tracking_uri=tracking_uri(side),
             traceparent=telemetry.traceparent(),
         )
 
 
-def _run_local(side: Path, **arguments: object) -> Artifact:
-    """The compiled pipeline in subprocesses of this one."""
-    # A dozen threads of two libraries on two cores cost more than they bring.
+def absolute(uri: str) -> str:
+    return str(storage.local_path(uri)) if storage.is_local(uri) else uri
+
+
+def side_folder(store: str) -> Path:
+    """Where the run's logs and MLflow's file lie: in a local store, else in a folder named for the store."""
+    if storage.is_local(store):
+        return storage.local_path(store)
+    return Path("runs").absolute() / storage.sha256(store.encode())[:12]
+
+
+def tracking_uri(side: Path) -> str:
+    return f"sqlite:///{side / 'mlflow.db'}"
+
+
+def run_pipeline(side: Path, **arguments: Any) -> Artifact:
+    """The pipeline's tasks one after another, each in a process of its own."""
+    # On two cores a second thread costs small models more than it brings (STACK: SFT).
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    # No identity lies in KFP's cache or in MLflow's anonymous statistics.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    warnings.filterwarnings("ignore")
     from kfp import local
 
     from pipelines.train import train
 
-    logging.getLogger().setLevel(logging.WARNING)
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(side / "kfp"), raise_on_error=True)
-    try:
-        task = train(**arguments)
-    except RuntimeError as error:
-        raise UserError(f"the pipeline stopped: {error}; see the failed task's message above") from None
+    names = task_names(train.pipeline_spec)
+    with (side / "kfp.log").open("a") as log:
+        console = Console(sys.stdout, log, names)
+        try:
+            with redirect_stdout(console):
+                task = train(**arguments)
+        except RuntimeError:
+            raise console.failure(side / "kfp.log") from None
+        finally:
+            logging.getLogger().handlers.clear()  # KFP's own, which writes to the console above
     return open_artifact(task.output, "report")
 
 
-def print_summary(report: Artifact, seconds: float) -> None:
+def task_names(spec: Any) -> dict[str, str]:
+    """KFP's task names (`score-3`) -> the names that people see (`score sft, sampled`)."""
+    return {key: task.task_info.name for key, task in spec.root.dag.tasks.items()}
+
+
+class Console(io.TextIOBase):
+    """KFP's output: all of it to a log, only the tasks' own lines to the terminal."""
+
+    started = re.compile(r"Executing task \S*?'([\w-]+)'")
+    told = re.compile(r" {4}([^\s{}\[\]\"].*)")
+    failed = re.compile(r" {4}unirg\.(?:\w+\.)+(\w+): (.*)")
+
+    def __init__(self, terminal: Any, log: Any, names: dict[str, str]) -> None:
+        self.terminal, self.log, self.names = terminal, log, names
+        self.task, self.kind, self.message = "", "", ""
+        self.pending = ""
+
+    def write(self, text: str) -> int:
+        self.log.write(text)
+        self.log.flush()
+        *lines, self.pending = (self.pending + text).split("\n")
+        for line in lines:
+            self._line(line)
+        return len(text)
+
+    def _line(self, line: str) -> None:
+        if found := self.started.search(line):
+            self.task = self.names.get(found[1], found[1])
+        elif found := self.failed.match(line):
+            self.kind, self.message = found[1], found[2]
+        elif (found := self.told.match(line)) and not found[1].startswith("Traceback"):
+            print(f"{self.task:>28}  {found[1]}", file=self.terminal, flush=True)
+
+    def failure(self, log: Path) -> Exception:
+        """What the task that failed said."""
+        if self.kind == "KeyboardInterrupt":
+            return KeyboardInterrupt()
+        if not self.message:
+            return InternalError(f"task {self.task} ended without a word: see {log}")
+        kind = InternalError if self.kind == InternalError.__name__ else UserError
+        return kind(f"{self.task}: {self.message} (log: {log})")
+
+
+def print_summary(report: Artifact, side: Path, seconds: float) -> None:
     """The headline table, where the report lies, and how to open MLflow on the run."""
-    headline = json.loads(report.path("report.json").read_text())
-    print(json.dumps(headline["headline"], indent=1))
-    print(f"\nreport   {report.path('report.html')}")
+    from unirg.evaluation.report.text import headline
+    from unirg.lifecycle.store import ui_command
+
+    print(f"\n{headline(json.loads(report.path('report.json').read_text()))}\n")
+    print(f"report   {report.path('report.html')}")
+    print(f"mlflow   {ui_command(tracking_uri(side))}")
+    print(f"logs     {side / 'kfp.log'}")
     print(f"{seconds:.0f} s in all")
 
 

@@ -9,9 +9,13 @@ import components.serve
 import components.stage
 import components.train
 
-PERMUTED = "sft, images permuted"
-"""The control: the SFT policy shown other studies' images. A score as good as SFT's own would mean that it
+PERMUTED = ("images permuted", ["permute_images=1", "splits=[test]"])
+"""The control: a policy shown other studies' images. A score as good as with their own would mean that it
 does not look at the image."""
+SAMPLED = ("sampled", ["temperature=1.0", "splits=[test]"])
+"""Reports drawn as GRPO draws its rollouts: its objective is their expected reward, not the greedy one's."""
+EXTRA = {"sft": [PERMUTED, SAMPLED], "grpo step 1": [SAMPLED], "grpo step 2": [SAMPLED]}
+"""How a policy is scored besides greedily on the held-out and zero-shot studies."""
 
 
 @dsl.pipeline(name="unirg-train", description="Train, serve, score and evaluate a radiology-report policy.")
@@ -63,10 +67,10 @@ def train(
         endpoint = component(components.serve.serve, f"serve {name}", "serve", checkpoint=policy)
         given = {"cohort": cohort, "endpoint": endpoint}
         predictions[name] = component(components.score.score, f"score {name}", "score", **given)
-        if name == "sft":
-            predictions[PERMUTED] = component(
-                components.score.score, f"score {PERMUTED}", "score", overrides=["permute_images=1"], **given
-            )
+        for how, overrides in EXTRA.get(name, []):
+            system = f"{name}, {how}"
+            task = component(components.score.score, f"score {system}", "score", overrides=overrides, **given)
+            predictions[system] = task
 
     results = {"cohort": cohort, "predictions": predictions, "checkpoints": policies}
     evaluation = component(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import logging
 import os
 import sys
 import time
@@ -35,6 +36,16 @@ _MAX_TEXT = 160
 
 class InternalError(Exception):
     """An unexpected failure of ours: where it happened and of what type, without its message."""
+
+
+NOISY = ("httpx", "httpcore", "openai", "fsspec", "s3fs", "botocore", "aiobotocore", "kfp")
+"""Libraries whose log lines name every request or every path that they open."""
+
+
+@functools.cache
+def _quiet() -> None:
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @functools.cache
@@ -121,6 +132,7 @@ def verb(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def wrap(function: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            _quiet()
             with span(name):
                 try:
                     return function(*args, **kwargs)
