@@ -39,7 +39,7 @@ ENCOUNTER_SHARES = (0.40, 0.25, 0.17, 0.10, 0.08)
 RACE_SHARES = {"White": 0.58, "Black": 0.18, "Asian": 0.12, "Other": 0.12}
 FIRST_FINDINGS = (0.33, 0.36, 0.22, 0.09)
 """Share of first studies with none to three findings (fewer where what was drawn finds no room)."""
-NEW_FINDING = 0.38
+NEW_FINDING = 0.32
 """Chance that something new appears at a later encounter."""
 
 WEIGHTS = {
@@ -56,14 +56,14 @@ WEIGHTS = {
 """How often each condition is the one that appears (those that last are given less)."""
 
 COURSES = {
-    "Cardiomegaly": (0.20, 0.10),
-    "Lung Lesion": (0.30, 0.10),
+    "Cardiomegaly": (0.35, 0.12),
+    "Lung Lesion": (0.45, 0.10),
     "Fracture": (0.0, 0.0),
-    "Edema": (0.25, 0.40),
-    "Consolidation": (0.25, 0.40),
-    "Atelectasis": (0.25, 0.40),
-    "Pneumothorax": (0.20, 0.40),
-    "Pleural Effusion": (0.25, 0.35),
+    "Edema": (0.38, 0.38),
+    "Consolidation": (0.38, 0.38),
+    "Atelectasis": (0.38, 0.38),
+    "Pneumothorax": (0.35, 0.40),
+    "Pleural Effusion": (0.38, 0.35),
 }
 """Chance of one level up and of one level down (from the lowest: gone) at the next encounter."""
 REMOVAL = {PACEMAKER: 0.0, CATHETER: 0.35, TUBE: 0.5}
