@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import logging
 import os
 import re
@@ -17,6 +16,7 @@ import signal
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,7 @@ class Console(io.TextIOBase):
         elif (found := self.told.match(line)) and not found[1].startswith("Traceback"):
             print(f"{self.task:>28}  {found[1]}", file=self.terminal, flush=True)
 
-    def failure(self, log: Path) -> Exception:
+    def failure(self, log: Path) -> BaseException:
         """What the task that failed said."""
         if self.kind == "KeyboardInterrupt":
             return KeyboardInterrupt()
@@ -169,14 +169,39 @@ class Console(io.TextIOBase):
 
 def print_summary(report: Artifact, side: Path, seconds: float) -> None:
     """The headline table, where the report lies, and how to open MLflow on the run."""
-    from unirg.evaluation.report.text import headline
-    from unirg.lifecycle.store import ui_command
+    from unirg.evaluation import aggregates
+    from unirg.lifecycle import store
 
-    print(f"\n{headline(json.loads(report.path('report.json').read_text()))}\n")
-    print(f"report   {report.path('report.html')}")
-    print(f"mlflow   {ui_command(tracking_uri(side))}")
-    print(f"logs     {side / 'kfp.log'}")
-    print(f"{seconds:.0f} s in all")
+    evaluation = open_artifact(report.manifest.inputs["evaluation"].uri or "", "evaluate")
+    data = aggregates.read(evaluation)
+    print("\n" + "\n".join(headline(data)))
+    run = store.find(tracking_uri(side), evaluation.manifest.action_key)
+    print(f"\nreport   {report.path('report.html')}")
+    if run:
+        print(f"mlflow   {run.ui_command()}\n         then open http://127.0.0.1:5000{run.page}")
+    print(f"logs     {side / 'kfp.log'}\n{seconds:.0f} s in all")
+
+
+def headline(data: dict[str, Any]) -> Iterator[str]:
+    """Lines of a table: each system's means, with 95% intervals, on the held-out and zero-shot studies."""
+    from unirg.evaluation.aggregates import HEADLINE, METRICS
+
+    wide = max(len(name) for name in data["headline"])
+    for split, title in (("test", "held-out studies"), ("zero_shot", "zero-shot institutions")):
+        rows = {name: found[split] for name, found in data["headline"].items() if found[split]}
+        if not rows:
+            continue
+        yield f"{title:{wide}}" + "".join(f"  {METRICS[metric].label:>22}" for metric in HEADLINE)
+        for name, numbers in rows.items():
+            yield f"{name:{wide}}" + "".join(f"  {interval(numbers.get(metric)):>22}" for metric in HEADLINE)
+        yield ""
+    yield f"Errors are counted by: {data['judge'] or 'no judge'}. Research use, not for diagnosis."
+
+
+def interval(numbers: dict[str, Any] | None) -> str:
+    if numbers is None or numbers["mean"] is None:
+        return "not scored"
+    return f"{numbers['mean']:.3f} [{numbers['low']:.3f}, {numbers['high']:.3f}]"
 
 
 if __name__ == "__main__":
