@@ -85,7 +85,7 @@ def test_copy_prior_repeats_the_prior_and_else_says_what_training_says_most(worl
     )
     notes = {system["name"]: system["note"] for system in aggregates.read(done)["systems"]}
     assert notes["copy-prior"].startswith("2 of 4 studies have a prior report")
-    assert notes["most-frequent-report"] == "occurs 2 times in 3 training reports"
+    assert notes["most-frequent-report"] == "the commonest training report, which occurs 2 times in 3"
 
 
 def test_the_most_frequent_report_comes_from_training_alone(world: World) -> None:

@@ -58,10 +58,9 @@ class World:
                 institution=place,
                 split=split,  # type: ignore[arg-type]
                 images=(Image(view="frontal", data=draw(condition)),),
-                indication="Cough.",
                 encounter=number + 1,
                 prior_study_id=prior,
-                **{"findings": findings, "impression": impression, **texts},
+                **{"findings": findings, "impression": impression, "indication": "Cough.", **texts},
             )
             self.studies.append(study)
             prior = study.study_id
@@ -99,6 +98,8 @@ class World:
     def checkpoint(self, name: str, steps: int = 5) -> Artifact:
         """A checkpoint artifact with a trainer's log, as transformers writes it."""
         with artifact.draft(str(self.store), "sft", 1, Made(name=name), {}) as draft:
+            if draft.committed:
+                return draft.committed
             (draft.out / "model").mkdir()
             (draft.out / "model" / "config.json").write_text(json.dumps({"name": name}))
             (draft.out / "logs").mkdir()
@@ -125,6 +126,8 @@ class World:
             inputs["model"] = model.digest
         identity = Made(name=f"{name} {storage.sha256(repr((texts, failures, repeat)).encode())}")
         with artifact.draft(str(self.store), "score", 1, identity, inputs) as draft:
+            if draft.committed:
+                return draft.committed
             rows = [
                 {
                     **{"study_id": study_id, "text": text, "finish_reason": "stop"},

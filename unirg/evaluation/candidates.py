@@ -144,7 +144,7 @@ def _most_frequent(training: Sequence[Study], studies: Sequence[Study]) -> Syste
         if study.study_id not in texts["report"]:
             reasons[study.study_id] = "no training report has these sections"
     _, times, total = commonest["report", "both"]
-    note = f"occurs {times} times in {total} training reports" if times else ""
+    note = f"the commonest training report, which occurs {times} times in {total}" if times else ""
     return System(MOST_FREQUENT, "baseline", texts, reasons, note)
 
 

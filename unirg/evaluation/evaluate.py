@@ -48,14 +48,14 @@ class EvaluateConfig(Config):
     """Seed of the resamples."""
     judge_model: str | None = None
     """Name of the model that counts errors, shown beside its numbers; None: no judge, its numbers missing."""
-    judge_url: str | None = operational(None)
+    judge_url: str = operational("")
     """OpenAI base URL of the judge, up to `/v1`. Its key is read from UNIRG_JUDGE_API_KEY."""
     judge_concurrency: int = operational(16, ge=1)
     """Requests to the judge under way at once."""
     judge_timeout: float = operational(120.0, gt=0)
     """Seconds for one answer of the judge."""
-    tracking_uri: str | None = operational(None)
-    """MLflow tracking URI such as sqlite:///runs/mlflow.db; None: nothing is recorded."""
+    tracking_uri: str = operational("")
+    """MLflow tracking URI such as sqlite:///runs/mlflow.db; empty: nothing is recorded."""
     experiment: str = operational("unirg")
     """MLflow experiment that the run is recorded in."""
 
@@ -113,7 +113,7 @@ def _judge(config: EvaluateConfig) -> Judge | None:
     if config.judge_model is None:
         return None
     return Judge(
-        config.judge_url or "",
+        config.judge_url,
         config.judge_model,
         api_key=os.environ.get("UNIRG_JUDGE_API_KEY", "none"),
         concurrency=config.judge_concurrency,

@@ -65,12 +65,14 @@ class Scores:
 
     studies: Sequence[Study]
     systems: Sequence[System]
+    references: Mapping[Setting, Sequence[str]]
+    """What each study is compared with; empty where it has nothing in this setting."""
     values: dict[tuple[str, Setting, str], Array] = field(default_factory=dict)
     reasons: dict[tuple[str, Setting], list[str | None]] = field(default_factory=dict)
 
     def eligible(self, setting: Setting) -> np.ndarray:
         """(studies,) whether the reference has anything to compare with in this setting."""
-        return np.array([bool(reference(study, setting)) for study in self.studies], dtype=bool)
+        return np.array([bool(text) for text in self.references[setting]], dtype=bool)
 
     def table(self) -> pa.Table:
         """One row per (system, study): ids, `<setting>_<metric>`, `<setting>_reason`."""
@@ -101,16 +103,16 @@ def score(
     Raises:
         UserError: the judge cannot be reached, or refuses the key or the model.
     """
+    references = {setting: [reference(study, setting) for study in studies] for setting in SETTINGS}
     pairs = {
         (system.name, setting, study.study_id): (candidate, expected)
         for system in systems
         for setting in SETTINGS
-        for study in studies
-        if (expected := reference(study, setting))
-        and (candidate := system.texts[setting].get(study.study_id)) is not None
+        for study, expected in zip(studies, references[setting], strict=True)
+        if expected and (candidate := system.texts[setting].get(study.study_id)) is not None
     }
     verdicts = _verdicts(judge, list(dict.fromkeys(pairs.values())), kept) if judge else {}
-    scores = Scores(studies, systems)
+    scores = Scores(studies, systems, references)
     for system in systems:
         for setting in SETTINGS:
             columns = {metric: np.full(len(studies), np.nan) for metric in METRICS}

@@ -68,7 +68,8 @@ class Recorded:
         """
         program = Path(sys.executable).with_name("mlflow")
         serve = [str(program), "ui", "--backend-store-uri", self.tracking_uri, "--workers", "1"]
-        return "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false " + shlex.join([*serve, "--port", str(port)])
+        settings = "MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
+        return f"{settings} {shlex.join([*serve, '--port', str(port)])}"
 
 
 def record(

@@ -1,0 +1,232 @@
+"""The report: one file that loads nothing, shows everything it was given as text, and repeats to the byte."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.evaluation import browser
+from tests.evaluation.worlds import World
+from unirg.artifact import Artifact
+from unirg.errors import UserError
+from unirg.evaluation.evaluate import EvaluateConfig, evaluate
+from unirg.evaluation.report import page, plots
+from unirg.evaluation.report.render import ReportConfig, report
+
+HOSTILE = {
+    "script": "<script>alert(1)</script>",
+    "markup": "</style></svg><img src=x onerror=alert(2)>",
+    "template": "{{ 7*7 }} {% raw %}",
+    "formula": "=HYPERLINK(1) $\\frac{",
+    "direction": "abc\N{RIGHT-TO-LEFT OVERRIDE}fed\N{ZERO WIDTH SPACE}\x1b[0m",
+}
+
+
+class Read(HTMLParser):
+    """Elements, attributes and visible text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.handlers: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(str(value))
+            if name in ("src", "href", "xlink:href", "action", "data", "srcset"):
+                self.links.append(str(value))
+            if name.startswith("on"):
+                self.handlers.append(name)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def made(world: World, judge_url: str, hostile: bool = False) -> tuple[Artifact, dict[str, Any]]:
+    """A report over two policies, and what it was made of."""
+    bad = " ".join(HOSTILE.values()) if hostile else ""
+    texts = {"findings": f"Clear lungs. {bad}", "indication": f"Cough {bad}"} if hostile else {}
+    world.add("odd0", "test", "normal", "effusion", **texts)
+    cohort = world.fill(4).cohort()
+    untrained, sft = world.checkpoint("untrained", steps=0), world.checkpoint("sft")
+    names = ("untrained", f"sft {bad}".strip())
+    answers = world.answers(0.7)
+    wrong = {study_id: f"Findings: {bad or 'Normal.'}" for study_id in answers}
+    lost = {"zero000-0": f"HTTP 500 {bad}"}
+    answers.pop("zero000-0")
+    inputs = {
+        "predictions": {
+            names[0]: world.predictions("untrained", cohort, wrong, model=untrained),
+            names[1]: world.predictions("sft", cohort, answers, lost, model=sft),
+        },
+        "checkpoints": {names[0]: untrained, names[1]: sft},
+    }
+    config = EvaluateConfig(
+        resamples=200,
+        systems=names,
+        comparisons=((names[1], "most-frequent-report"), (names[1], "copy-prior")),
+        judge_model="offline-judge",
+        judge_url=judge_url,
+    )
+    inputs["evaluation"] = evaluate(config, cohort, **inputs, store=str(world.store))  # type: ignore[assignment]
+    inputs["cohort"] = cohort  # type: ignore[assignment]
+    title = f"Report {bad}" if hostile else "Report"
+    return report(ReportConfig(title=title), **inputs, store=str(world.store)), inputs  # type: ignore[arg-type]
+
+
+Made = tuple[Artifact, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory, judge_url: str) -> Made:
+    """A report over two policies."""
+    return made(World(tmp_path_factory.mktemp("plain") / "store"), judge_url)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory, judge_url: str) -> Made:
+    """The same with hostile texts wherever a text can come in."""
+    return made(World(tmp_path_factory.mktemp("hostile") / "store"), judge_url, hostile=True)
+
+
+def test_the_page_is_one_file_that_runs_and_loads_nothing(plain: Made) -> None:
+    done, _ = plain
+    html = done.path("report.html").read_text()
+    read = Read(html)
+    assert html.startswith("<!doctype html>")
+    assert not {"script", "iframe", "object", "embed", "form", "base"} & set(read.tags)
+    assert read.handlers == []
+    assert all(link.startswith(("data:", "#")) for link in read.links)
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in html
+    assert len(read.ids) == len(set(read.ids))
+    for link in read.links:
+        assert not link.startswith("#") or link[1:] in read.ids
+
+
+def test_the_page_says_what_it_is_for_and_who_counted_the_errors(plain: Made) -> None:
+    done, _ = plain
+    text = Read(done.path("report.html").read_text()).text
+    assert "Research use, not for diagnosis." in text.split("Results")[0]
+    columns = re.findall("(?:Errors per report|Composite reward)\N{NO-BREAK SPACE}.(.{13})", text)
+    assert len(columns) >= 8
+    assert set(columns) == {"offline judge"}
+    for part in ("Held-out", "Zero-shot", "most-frequent-report", "copy-prior", "the interval"):
+        assert part in text
+    assert "no prediction: HTTP 500" in text
+
+
+def test_every_number_of_the_headline_is_in_the_page_and_in_the_json(plain: Made) -> None:
+    done, inputs = plain
+    numbers = json.loads(done.path("report.json").read_text())
+    text = Read(done.path("report.html").read_text()).text
+    for splits in numbers["headline"].values():
+        for metrics in splits.values():
+            for metric, record in metrics.items():
+                assert page.formatted(record["mean"], metric) in text
+    assert numbers["training"][0]["values"] == [3 / step for step in range(1, 6)]
+    assert {entry["digest"] for entry in numbers["provenance"]} >= {inputs["cohort"].digest}
+    assert "Small left pleural effusion" not in done.path("report.json").read_text()
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_text_appears_as_text(hostile: Made, kind: str) -> None:
+    done, _ = hostile
+    html = done.path("report.html").read_text()
+    read = Read(html)
+    shown = plots.visible(HOSTILE[kind])
+    # The title, the case's reference and indication, a candidate, a system's name, a reason.
+    assert read.text.count(shown) >= 6
+    assert not {"script", "iframe"} & set(read.tags)
+    assert read.handlers == []
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in html
+
+
+def test_direction_and_control_marks_are_spelled_out() -> None:
+    assert plots.visible(HOSTILE["direction"]) == "abc[U+202E]fed[U+200B][U+001B][0m"
+    assert plots.visible("first line\nsecond") == "first line\nsecond"
+
+
+def test_the_same_inputs_give_the_same_bytes_whatever_the_addresses(
+    plain: Made, judge_url: str, tmp_path: Path
+) -> None:
+    first, inputs = plain
+    html = first.path("report.html").read_text()
+    assert first.store not in html
+    assert judge_url not in html + first.path("report.json").read_text()
+    again = report(ReportConfig(title="Report"), **inputs, store=str(tmp_path / "other"))
+    assert again.digest == first.digest
+
+
+def test_cases_show_the_images_and_every_system(plain: Made) -> None:
+    done, _ = plain
+    html = done.path("report.html").read_text()
+    numbers = json.loads(done.path("report.json").read_text())
+    kinds = [(case["split"], case["kind"]) for case in numbers["cases"]]
+    assert kinds == [(s, k) for s in ("test", "zero_shot") for k in ("worst", "median", "best") for _ in "12"]
+    assert html.count('<article class="case">') == 12
+    assert 'alt="Current frontal chest radiograph"' in html
+    assert 'alt="Prior frontal chest radiograph"' in html
+    assert html.count("<h4>copy-prior</h4>") == 12
+    worst, best = numbers["cases"][0], numbers["cases"][4]
+    assert worst["scores"]["sft"]["composite"] < best["scores"]["sft"]["composite"]
+
+
+def test_without_judge_comparisons_zero_shot_or_policies_the_page_still_stands(world: World) -> None:
+    world.add("train0", "train", "normal")
+    world.add("test0", "test", "effusion", "normal")
+    cohort = world.cohort()
+    done = evaluate(EvaluateConfig(resamples=100), cohort, {}, {}, str(world.store))
+    text = Read(
+        report(ReportConfig(), done, cohort, {}, {}, str(world.store)).path("report.html").read_text()
+    ).text
+    assert "No judge was configured" in text
+    assert "no institution was held out" in text
+    assert "No policy was scored." in text
+
+
+def test_inputs_that_are_not_those_of_the_evaluation_are_refused(plain: Made) -> None:
+    done, inputs = plain
+    store = done.store
+    fewer = inputs | {"predictions": {"sft": inputs["predictions"]["sft"]}}
+    with pytest.raises(UserError, match="predictions:untrained is not what"):
+        report(ReportConfig(), **fewer, store=store)
+    with pytest.raises(UserError, match="focus = stf is no policy"):
+        report(ReportConfig(focus="stf"), **inputs, store=store)
+
+
+def test_a_running_mean_keeps_constants_and_length() -> None:
+    assert plots.running_mean([2.0] * 57).tolist() == [2.0] * 57
+    assert plots.running_mean([1.0]).tolist() == [1.0]
+
+
+def test_a_browser_shows_the_page_without_an_error_or_a_request(hostile: Made, tmp_path: Path) -> None:
+    done, _ = hostile
+    uri = done.path("report.html").as_uri()
+    with browser.page(tmp_path / "profile") as tab:
+        tab.open(uri)
+        assert tab.evaluate("document.querySelectorAll('h2').length") == 8
+        assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)") is True
+        assert tab.complaints() == []
+        assert [url for url in tab.requested() if not url.startswith("data:")] == [uri]
+
+
+def test_on_a_phone_only_the_tables_scroll_sideways(plain: Made, tmp_path: Path) -> None:
+    done, _ = plain
+    with browser.page(tmp_path / "profile") as tab:
+        tab.open(done.path("report.html").as_uri(), width=390)
+        page_width = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert tab.evaluate(page_width) == 0
+        assert tab.evaluate("document.querySelector('.scroll').scrollWidth") > 390

@@ -1,0 +1,200 @@
+"""Numbers and example cases -> the HTML page: what each figure and table shows, how a number is printed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unirg.evaluation.aggregates import HEADLINE
+from unirg.evaluation.report import plots
+from unirg.evaluation.report.cases import Case
+from unirg.metrics.chexprompt import CATEGORIES
+
+SPLITS = {"test": "Held-out", "zero_shot": "Zero-shot", "validate": "Validation", "train": "Training"}
+SETTINGS = {"report": "Findings and impression", "findings": "Findings alone"}
+TERMS = {
+    "bleu2": "BLEU-2",
+    "rouge_l": "ROUGE-L",
+    "errors": "1 / (errors + 1)",
+    "loss": "Loss",
+    "reward": "Reward",
+    "kl": "KL divergence",
+}
+"""Names of the terms of a reward, and of what a trainer logs beside them."""
+MINUS = "\N{MINUS SIGN}"
+Data = Mapping[str, Any]
+
+
+def render(title: str, data: Data, cases: Sequence[Case]) -> str:
+    """The whole page. Every text goes through Jinja2's autoescape but the figures, which are ours."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("unirg.evaluation.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    view = View(data)
+    environment.filters |= {"fmt": formatted, "signed": signed, "visible": plots.visible, "flat": flat}
+    template = environment.get_template("report.html")
+    figures = _figures(data, view)
+    return template.render(title=title, data=data, cases=cases, view=view, figures=figures).lstrip()
+
+
+def lead(data: Data) -> str:
+    """The metric that the page speaks of first: the composite, or BLEU-2 where no judge was asked."""
+    known = any(v["metric"] == "composite" and v["mean"] is not None for v in data["values"])
+    return "composite" if known else "bleu2"
+
+
+def judge_label(model: str | None) -> str:
+    """How the judge is named beside its numbers; empty where there is none."""
+    from unirg.metrics.offline_judge import MODEL  # it brings a web server's modules with it
+
+    return "offline judge" if model == MODEL else model or ""
+
+
+class View:
+    """What the template asks of the data."""
+
+    headline = HEADLINE
+    errors = ("errors", "errors_significant", *(f"errors_{category}" for category in CATEGORIES))
+    settings = SETTINGS
+
+    def __init__(self, data: Data) -> None:
+        self.data = data
+        self.lead = lead(data)
+        self.judge = judge_label(data["judge"])
+        self.colours = plots.colours(data["systems"])
+        self.splits = [split for split in SPLITS if any(g["split"] == split for g in data["groups"])]
+        self._values = {
+            (v["system"], v["split"], v["metric"], v["setting"], v["corpus"], v["institution"]): v
+            for v in data["values"]
+        }
+
+    def find(
+        self,
+        system: str,
+        split: str,
+        metric: str,
+        setting: str = "report",
+        corpus: str | None = None,
+        institution: str | None = None,
+    ) -> Data | None:
+        """The record of one mean; None for a group that the evaluation does not have."""
+        return self._values.get((system, split, metric, setting, corpus, institution))
+
+    def group(self, split: str) -> Data:
+        """Studies and patients of a whole split."""
+        return next(g for g in self.data["groups"] if g["split"] == split and g["corpus"] is None)
+
+    def split(self, name: str) -> str:
+        return SPLITS[name]
+
+    def markers(self) -> str:
+        """Which marker of the figures is which split."""
+        shapes = zip(("filled", "open", "open", "open"), self.splits, strict=False)
+        return ", ".join(f"{shape} {SPLITS[split].lower()}" for shape, split in shapes) + "."
+
+    def label(self, metric: str) -> str:
+        """The metric's name; the judge's name stands in every label that its numbers are in."""
+        known = self.data["metrics"][metric]
+        return f"{known['label']} ({self.judge})" if known["judged"] and self.judge else str(known["label"])
+
+    def best(self, split: str, metric: str, setting: str = "report") -> float | None:
+        """The best mean of a column."""
+        found = [self.find(s["name"], split, metric, setting) for s in self.data["systems"]]
+        means = [record["mean"] for record in found if record and record["mean"] is not None]
+        pick = max if self.data["metrics"][metric]["higher_is_better"] else min
+        return pick(means) if means else None
+
+    def leader(self, split: str) -> Data | None:
+        """The policy with the best mean of the lead metric: its record."""
+        policies = [system["name"] for system in self.data["systems"] if system["kind"] == "policy"]
+        found = [record for name in policies if (record := self.find(name, split, self.lead))]
+        return max(
+            (record for record in found if record["mean"] is not None),
+            key=lambda record: float(record["mean"]),
+            default=None,
+        )
+
+    def formula(self) -> str:
+        """The composite as it was weighted."""
+        times = "\N{MULTIPLICATION SIGN}"
+        weights = self.data["composite"].items()
+        return " + ".join(f"{weight:.3g} {times} {TERMS[name]}" for name, weight in weights if weight)
+
+    def compared(self) -> list[list[dict[str, Any]]]:
+        """One group a pair, one row a split: the headline metrics' differences under `by`."""
+        pairs: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+        for record in self.data["comparisons"]:
+            if record["setting"] == "report" and record["metric"] in HEADLINE:
+                a, b, split = record["a"], record["b"], record["split"]
+                rows = pairs.setdefault((a, b), {})
+                row = rows.setdefault(split, {"a": a, "b": b, "split": split, "by": {}})
+                row["by"][record["metric"]] = record
+        return [[rows[split] for split in self.splits if split in rows] for rows in pairs.values()]
+
+    def software(self) -> dict[str, str]:
+        """Versions over all stages; several where stages ran with different ones."""
+        found: dict[str, dict[str, None]] = {}
+        for entry in self.data["provenance"]:
+            for name, version in entry["software"].items():
+                found.setdefault(name, {})[version] = None
+        return {name: ", ".join(versions) for name, versions in sorted(found.items())}
+
+
+def _figures(data: Data, view: View) -> dict[str, str]:
+    """Name -> SVG; a figure without data is left out."""
+    splits = [(split, SPLITS[split]) for split in view.splits]
+    where = " and ".join(label.lower() for _, label in splits)
+    figures = {}
+
+    def dots(name: str, alt: str, metrics: Sequence[str]) -> None:
+        if any(v["metric"] in metrics and v["mean"] is not None for v in data["values"]):
+            judges = [view.judge if data["metrics"][metric]["judged"] else "" for metric in metrics]
+            labels = [str(data["metrics"][metric]["label"]) for metric in metrics]
+            panels = list(zip(metrics, labels, judges, strict=True))
+            alt = f"{alt}, by system, {where}, with 95% intervals; the table below has the numbers."
+            figures[name] = plots.dots(name, alt, data["systems"], panels, splits, view.find)
+
+    dots("headline", "Composite reward, BLEU-2, ROUGE-L and errors per report", HEADLINE)
+    dots("errors", "Errors per report in six categories", [f"errors_{category}" for category in CATEGORIES])
+    if data["training"]:
+        panels = []
+        for curve in data["training"]:
+            term = curve["key"].removeprefix("rewards/").removesuffix("/mean")
+            whose = ", ".join(filter(None, (curve["system"], judge_label(curve["judge"]))))
+            colour = view.colours[curve["system"]]
+            panels.append((TERMS.get(term, term), whose, curve["steps"], curve["values"], colour))
+        alt = "Training curves: " + "; ".join(f"{title} of {whose}" for title, whose, *_ in panels)
+        figures["training"] = plots.curves("training", alt, panels)
+    return figures
+
+
+def formatted(value: float | None, metric: str) -> str:
+    """A number as it is printed: two decimals for counts of errors, three for scores."""
+    if value is None or not math.isfinite(value):
+        return "\N{EM DASH}"
+    return f"{value:.{2 if metric.startswith('errors') else 3}f}".replace("-", MINUS)
+
+
+def signed(value: float | None, metric: str) -> str:
+    """A difference, always with its sign."""
+    text = formatted(value, metric)
+    return f"+{text}" if value is not None and value > 0 else text
+
+
+def flat(settings: Data, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as (dotted name, text) pairs."""
+    pairs: list[tuple[str, str]] = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            pairs += flat(value, f"{prefix}{name}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            pairs.append((prefix + name, text))
+    return pairs

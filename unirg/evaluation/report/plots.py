@@ -1,0 +1,210 @@
+"""The report's figures as inline SVG: text stays text, the bytes depend on the numbers alone.
+
+Systems differ by colour (Okabe and Ito's palette, safe for colour-blind readers) and by row; held-out and
+zero-shot differ by a filled and an open marker, so that print without colour loses nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9")
+BASELINE = "#5B6570"
+INK, MUTED, LINE = "#1A1F26", "#5B6570", "#DDE2E8"
+_WIDTH = 10.4
+"""Inches; 72 points each, so that 10 points are about a line of the page."""
+_LONGEST = 30
+
+Number = Mapping[str, Any]
+"""A record of an evaluation's values: mean, low, high."""
+
+
+def colours(systems: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """A colour for each system: baselines grey, policies in turn, `sft, sampled` as `sft`."""
+    policies = {
+        name: name.partition(", ")[0] for name in (s["name"] for s in systems if s["kind"] == "policy")
+    }
+    families = list(dict.fromkeys(policies.values()))
+    found = {system["name"]: BASELINE for system in systems}
+    return found | {name: PALETTE[families.index(own) % len(PALETTE)] for name, own in policies.items()}
+
+
+def dots(
+    name: str,
+    alt: str,
+    systems: Sequence[Mapping[str, str]],
+    panels: Sequence[tuple[str, str, str]],
+    splits: Sequence[tuple[str, str]],
+    find: Callable[[str, str, str], Number | None],
+) -> str:
+    """Means with intervals: one panel a metric, one row a system, one marker a split.
+
+    Args:
+        panels: (metric, title, subtitle).
+        splits: (split, label): the first is filled, the second open.
+        find: (system, split, metric) -> its numbers.
+    """
+    shown = colours(systems)
+    columns = 4 if len(panels) == 4 else 3
+    rows = -(-len(panels) // columns)
+    height = rows * (0.27 * len(systems) + 0.85) + 0.35
+    with _style():
+        figure = _figure(height)
+        axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for axis, (metric, title, subtitle) in zip(axes, panels, strict=False):
+            _title(axis, title, subtitle, room=any(panel[2] for panel in panels))
+            for row, system in enumerate(systems):
+                for rank, (split, label) in enumerate(splits):
+                    numbers = find(system["name"], split, metric)
+                    if numbers and numbers["mean"] is not None:
+                        lift = (rank - (len(splits) - 1) / 2) * 0.34
+                        _dot(axis, numbers, row + lift, shown[system["name"]], hollow=rank > 0, label=label)
+            axis.set_yticks(range(len(systems)), [_short(system["name"]) for system in systems])
+            axis.set_ylim(len(systems) - 0.4, -0.6)
+            axis.tick_params(axis="y", labelcolor=INK)
+            most = axis.get_xlim()[1]
+            axis.set_xlim(-0.03 * most, most)  # from zero, with room for a marker there
+            axis.grid(axis="x")
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        _legend(figure, splits)
+        return _svg(figure, name, alt)
+
+
+def _title(axis: Axes, title: str, subtitle: str, room: bool) -> None:
+    """A title, and below it in small type whose numbers these are."""
+    axis.set_title(_short(title), loc="left", pad=18 if room else 8)
+    axis.annotate(
+        _short(subtitle), (0, 1), (0, 6), "axes fraction", textcoords="offset points", fontsize=8, color=MUTED
+    )
+
+
+def _dot(axis: Axes, numbers: Number, y: float, colour: str, hollow: bool, label: str) -> None:
+    if numbers["low"] is not None:
+        axis.plot([numbers["low"], numbers["high"]], [y, y], color=colour, linewidth=1.6, zorder=2)
+    face = "white" if hollow else colour
+    axis.plot([numbers["mean"]], [y], "o", color=colour, mfc=face, markersize=5.5, zorder=3, clip_on=False)
+
+
+def _legend(figure: Figure, splits: Sequence[tuple[str, str]]) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker="o", color=INK, markerfacecolor=INK if rank == 0 else "white", label=label)
+        for rank, (_, label) in enumerate(splits)
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
+
+
+Curve = tuple[str, str, Sequence[float], Sequence[float], str]
+"""(title, subtitle, steps, values, colour)"""
+
+
+def curves(name: str, alt: str, panels: Sequence[Curve]) -> str:
+    """Training curves, thin as logged and thick as a running mean."""
+    columns = 4
+    rows = -(-len(panels) // columns)
+    with _style():
+        figure = _figure(rows * 1.85 + 0.1)
+        axes = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axis, (title, subtitle, steps, values, colour) in zip(axes, panels, strict=False):
+            _title(axis, title, subtitle, room=any(panel[1] for panel in panels))
+            axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.4)
+            axis.plot(steps, running_mean(values), color=colour, linewidth=1.8)
+            axis.grid(axis="y")
+            axis.set_xlabel("step")
+            axis.locator_params(nbins=5)
+        for axis in axes[len(panels) :]:
+            axis.set_visible(False)
+        return _svg(figure, name, alt)
+
+
+def running_mean(values: Sequence[float]) -> np.ndarray:
+    """Mean over a window of a tenth of the steps, centred, shorter at the ends."""
+    half = len(values) // 20
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    left, right = np.maximum(at - half, 0), np.minimum(at + half + 1, len(values))
+    return (total[right] - total[left]) / (right - left)
+
+
+def visible(text: str) -> str:
+    """A text with control and direction marks spelled out: none of them may reorder or hide what is read."""
+    return "".join(
+        f"[U+{ord(char):04X}]" if unicodedata.category(char) in ("Cc", "Cf") and char not in "\n\t" else char
+        for char in text
+    )
+
+
+def _short(text: str) -> str:
+    name = visible(text)
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _style() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "text.parse_math": False,  # a system may be called "$\\frac"
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same layout everywhere
+            "font.size": 9,
+            "axes.titlesize": 9.5,
+            "axes.titleweight": "bold",
+            "axes.titlepad": 8,
+            "axes.titlecolor": INK,
+            "axes.edgecolor": LINE,
+            "axes.labelcolor": MUTED,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.spines.left": False,
+            "grid.color": LINE,
+            "grid.linewidth": 0.7,
+            "axes.axisbelow": True,
+            "xtick.color": LINE,
+            "ytick.color": LINE,
+            "xtick.labelcolor": MUTED,
+            "ytick.labelcolor": MUTED,
+            "ytick.major.size": 0,
+            "lines.solid_capstyle": "round",
+        }
+    )
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure(figsize=(_WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
+
+
+def _svg(figure: Figure, name: str, alt: str) -> str:
+    """The figure as an `<svg>` element that can stand in a page beside others."""
+    import matplotlib
+
+    out = io.StringIO()
+    # Ids are hashes salted with the figure's name: two figures of a page share none.
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg ") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(<\w+) id="[^"]*_\d+"', r"\1", svg)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r"font-family: 'DejaVu Sans'[^;\"]*;? ?", "", svg)  # the page's font
+    head = f'<svg role="img" aria-label="{escape(visible(alt))}" '
+    # Its size is the page's to set; the view box keeps the shape.
+    return head + re.sub(r'(width|height)="[\d.]+pt" ', "", svg.removeprefix("<svg "), count=2)

@@ -1,0 +1,163 @@
+"""The stage `report`: an evaluation -> one self-contained HTML file, and a JSON with every number in it.
+
+The file opens from disk and inside KFP's artifact viewer: no script, nothing loaded from elsewhere, a policy
+that forbids both. What reports say is data: escaped, and direction marks made visible.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from unirg import artifact, telemetry
+from unirg.artifact import Artifact
+from unirg.cohort.reader import Cohort
+from unirg.config import Config
+from unirg.errors import UserError
+from unirg.evaluation import aggregates, candidates
+from unirg.evaluation.history import training_history
+from unirg.evaluation.report import cases, page
+
+VERSION = 1
+STAGE = "report"
+HTML = "report.html"
+NUMBERS = "report.json"
+CURVES = ("loss", "reward", "kl")
+"""Keys of a trainer's log that are drawn, besides each reward's own."""
+
+
+class ReportConfig(Config):
+    """What the report shows."""
+
+    title: str = "Radiology report generation: evaluation"
+    """Heading of the page."""
+    focus: str | None = None
+    """System whose best, median and worst cases are shown; None: the last policy of the evaluation."""
+    cases: int = Field(default=2, ge=0, le=50)
+    """Examples of each kind (best, median, worst) in each split."""
+    image_pixels: int = Field(default=320, ge=64, le=1024)
+    """Longest side of an example's radiograph."""
+
+
+@telemetry.verb("report")
+def report(
+    config: ReportConfig,
+    evaluation: Artifact,
+    cohort: Artifact,
+    predictions: Mapping[str, Artifact],
+    checkpoints: Mapping[str, Artifact],
+    store: str,
+) -> Artifact:
+    """Render an evaluation.
+
+    Args:
+        predictions: those that the evaluation was made of, for the texts of the example cases.
+        checkpoints: system's name -> checkpoint, for the training curves.
+
+    Raises:
+        UserError: cohort or predictions are not those of the evaluation, or `focus` names no policy of it.
+    """
+    _check(evaluation, cohort, predictions)
+    inputs: dict[str, Artifact | str] = {"evaluation": evaluation, "cohort": cohort}
+    inputs |= {f"predictions:{name}": found for name, found in predictions.items()}
+    inputs |= {f"checkpoint:{name}": found for name, found in checkpoints.items()}
+    with artifact.draft(store, STAGE, VERSION, config, inputs) as draft:
+        if draft.committed:
+            return draft.committed
+        data = aggregates.read(evaluation)
+        opened = Cohort.open(cohort)
+        chosen = _cases(config, data, evaluation, opened, predictions)
+        training = _training(data, checkpoints)
+        provenance = _provenance(inputs)
+        numbers = data | {
+            "training": training,
+            "cases": [case.numbers() for case in chosen],
+            "dropped": opened.index.dropped,
+            "provenance": provenance,
+        }
+        (draft.out / HTML).write_text(page.render(config.title, numbers, chosen), encoding="utf-8")
+        (draft.out / NUMBERS).write_text(json.dumps(numbers, indent=1, sort_keys=True, allow_nan=False))
+        return draft.commit({"cases": len(chosen), "systems": len(data["systems"])})
+
+
+def _check(evaluation: Artifact, cohort: Artifact, predictions: Mapping[str, Artifact]) -> None:
+    used = {name: reference.digest for name, reference in evaluation.manifest.inputs.items()}
+    given = {"cohort": cohort.digest} | {f"predictions:{name}": p.digest for name, p in predictions.items()}
+    for name in sorted(given.keys() | (used.keys() - {"judge"})):
+        if used.get(name) != given.get(name):
+            raise UserError(
+                f"{name} is not what evaluation {evaluation.uri} was made of: give the same inputs"
+            )
+
+
+def _cases(
+    config: ReportConfig,
+    data: Mapping[str, Any],
+    evaluation: Artifact,
+    cohort: Cohort,
+    predictions: Mapping[str, Artifact],
+) -> list[cases.Case]:
+    """Example cases of the system in focus, which comes first among the candidates."""
+    policies = [system["name"] for system in data["systems"] if system["kind"] == "policy"]
+    if config.focus is not None and config.focus not in policies:
+        raise UserError(f"focus = {config.focus} is no policy of the evaluation: {', '.join(policies)}")
+    if not policies:
+        return []
+    focus = config.focus or policies[-1]
+    rows = pq.read_table(evaluation.path("scores.parquet")).to_pylist()
+    chosen = cases.choose(rows, focus, page.lead(data), config.cases)
+    studies = candidates.attempted(predictions, cohort)
+    systems = {name: candidates.policy(name, predictions[name], studies) for name in policies}
+    systems |= {system.name: system for system in candidates.baselines(cohort, studies)}
+    order = [focus, *(system["name"] for system in data["systems"] if system["name"] != focus)]
+    return cases.build(chosen, rows, cohort, [systems[name] for name in order], config.image_pixels)
+
+
+def _training(data: Mapping[str, Any], checkpoints: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """One record a curve, system by system; `judge` names who counted the errors of an error reward."""
+    found = []
+    for name in (system["name"] for system in data["systems"]):
+        history = training_history(checkpoints[name]) if name in checkpoints else []
+        keys = dict.fromkeys(key for row in history for key in row)
+        rewards = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
+        for key in (key for key in (*CURVES, *rewards) if key in keys):
+            points = [(row["step"], row[key]) for row in history if isinstance(row.get(key), int | float)]
+            steps, values = ([point[i] for point in points] for i in (0, 1))
+            judge = checkpoints[name].manifest.config.get("judge_model") if "errors" in key else None
+            found.append({"system": name, "key": key, "judge": judge, "steps": steps, "values": values})
+    return found
+
+
+def _provenance(inputs: Mapping[str, Artifact | str]) -> list[dict[str, Any]]:
+    """What the report rests on, by digest; the settings are the recipe."""
+    return [
+        {
+            "input": name,
+            "stage": made.manifest.stage,
+            "version": made.manifest.version,
+            "digest": made.digest,
+            "action_key": made.manifest.action_key,
+            "counts": made.manifest.counts,
+            "settings": _settings(made.manifest.config),
+            "software": made.manifest.software,
+        }
+        for name, made in inputs.items()
+        if isinstance(made, Artifact)
+    ]
+
+
+def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration without addresses: they say where, not what, and may name an institution's folders."""
+    kept: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            kept[name] = _settings(value)
+        elif name == "data":  # where a corpus lies
+            continue
+        elif not (isinstance(value, str) and ("://" in value or value.startswith(("/", "~")))):
+            kept[name] = value
+    return kept
