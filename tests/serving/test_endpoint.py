@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -90,6 +91,25 @@ def test_a_server_that_is_not_ready_in_time_is_ended(model: Artifact, store: str
     with pytest.raises(UserError, match=r"not ready after 0\.05 s"), open_endpoint(served).connect():
         pass
     assert time.monotonic() - started < 10
+
+
+def test_a_server_that_dies_at_work_is_told_of(
+    model: Artifact, store: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def children() -> set[str]:
+        return set(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+
+    before = children()
+    endpoint = open_endpoint(serve(ServeConfig(), model, store))
+    with endpoint.connect() as url:
+        (server,) = children() - before
+        os.kill(int(server), signal.SIGKILL)
+        time.sleep(0.2)
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{url}/models")
+    told = capfd.readouterr().err
+    assert "the model server ended with exit code -9" in told
+    assert "ready at" in told
 
 
 def test_a_foreground_server_answers_on_its_port_until_it_is_interrupted(model: Artifact, store: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import os
 import signal
@@ -15,10 +16,12 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 
 from tests.serving.requests import chat, data_uri, image_part
 from unirg.artifact import open_artifact
-from unirg.serving.chat import MAX_BODY
+from unirg.serving import predictor
+from unirg.serving.chat import MAX_BODY, Refused
 from unirg.serving.endpoint import Endpoint, serve
 
 CANARY = "DOE^JANE 4711"
@@ -192,3 +195,29 @@ def test_the_server_ends_with_a_user_who_is_killed(endpoint: Endpoint, tmp_path:
     time.sleep(1)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/models")
+
+
+@pytest.mark.parametrize("hangs_up", [True, False])
+def test_work_is_given_up_when_the_client_hangs_up_and_only_then(hangs_up: bool) -> None:
+    ended = []
+
+    async def work() -> str:
+        try:
+            await asyncio.sleep(0.05 if not hangs_up else 60)
+        finally:
+            ended.append(True)
+        return "report"
+
+    async def receive() -> dict[str, str]:
+        await asyncio.sleep(0.01 if hangs_up else 60)
+        return {"type": "http.disconnect"}
+
+    async def main() -> str:
+        return await predictor._unless_gone(Request({"type": "http"}, receive), work())
+
+    if hangs_up:
+        with pytest.raises(Refused, match="hung up"):
+            asyncio.run(main())
+    else:
+        assert asyncio.run(main()) == "report"
+    assert ended

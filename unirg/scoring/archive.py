@@ -26,6 +26,7 @@ from unirg.scoring.client import EMPTY, ChatClient, StudyFailed
 from unirg.scoring.journal import Journal
 from unirg.scoring.questions import Question, Task, ask, plan
 from unirg.storage import sha256
+from unirg.study import Split
 
 VERSION = 1
 PREDICTIONS = pa.schema(
@@ -64,7 +65,7 @@ LATENCIES = pa.schema(
 class ScoreConfig(Config):
     """What is asked of the model, and how."""
 
-    splits: tuple[str, ...] = ("test", "zero_shot")
+    splits: tuple[Split, ...] = ("test", "zero_shot")
     """Splits of the cohort to score; one that the cohort lacks is passed over."""
     with_priors: bool = False
     """Show the previous study's image and report where the patient has one."""

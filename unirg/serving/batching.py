@@ -75,7 +75,7 @@ class Batcher(Generic[RequestT, PromptT, CompletionT]):
             await self._gather()
             while len(batch) < self.max_batch and not self._prepared.empty():
                 batch.append(self._prepared.get_nowait())
-            # A client that hung up cancelled its future.
+            # Where the client hung up, the future is cancelled.
             await self._finish([entry for entry in batch if not entry[1].done()])
 
     async def _gather(self) -> None:

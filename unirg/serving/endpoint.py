@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import BinaryIO
 
 from pydantic import Field
 
@@ -111,23 +113,27 @@ class Endpoint:
             UserError: the server did not start; its last log lines say why.
         """
         arguments = self.arguments()
-        with TemporaryDirectory(prefix="unirg-serve-") as folder:
-            ready, log = Path(folder, "url"), Path(folder, "log")
+        with TemporaryFile() as log, TemporaryDirectory(prefix="unirg-serve-") as folder:
+            ready = Path(folder, "url")
             command = [sys.executable, "-m", "unirg.serving.predictor", *arguments]
             command += ["--ready-file", str(ready), "--die-with-parent", str(os.getpid())]
-            with log.open("wb") as output:
-                # A session of its own: Ctrl-C reaches us alone, and we end the server.
-                process = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    start_new_session=True,
-                    env=os.environ | {"OMP_NUM_THREADS": str(self.config.threads)},
-                )
+            # A session of its own: Ctrl-C reaches us alone, and we end the server.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=os.environ | {"OMP_NUM_THREADS": str(self.config.threads)},
+            )
+            url = ""
             try:
-                yield _wait_until_ready(process, ready, log, self.config.start_timeout_s)
+                url = _wait_until_ready(process, ready, log, self.config.start_timeout_s)
+                shutil.rmtree(folder)  # so that nothing is left if we are killed
+                yield url
             finally:
+                if url and process.poll() is not None:
+                    print(_ended(process, log), file=sys.stderr)
                 _stop(process)
 
 
@@ -159,18 +165,24 @@ def run_foreground(served: Artifact, port: int = 8080, host: str = "127.0.0.1") 
     predictor.main([*endpoint.arguments(), "--host", host, "--port", str(port)])
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: Path, timeout_s: float) -> str:
+def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: BinaryIO, timeout_s: float) -> str:
     until = time.monotonic() + timeout_s
     while not ready.exists():
-        code = process.poll()
-        late = time.monotonic() > until
-        if code is not None or late:
-            what = f"was not ready after {timeout_s:g} s" if late else f"ended with exit code {code}"
-            # The server logs nothing of a request, and there has been none.
-            lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-            raise UserError("\n  ".join([f"the model server {what}; its last lines:", *lines]))
+        if process.poll() is not None:
+            raise UserError(_ended(process, log))
+        if time.monotonic() > until:
+            raise UserError(f"the model server was not ready after {timeout_s:g} s: raise start_timeout_s")
         time.sleep(0.02)
     return ready.read_text()
+
+
+def _ended(process: subprocess.Popen[bytes], log: BinaryIO) -> str:
+    """How a server ended; its log holds nothing of a request."""
+    log.seek(0)
+    lines = log.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
+    return "\n  ".join(
+        [f"the model server ended with exit code {process.returncode}; its last lines:", *lines]
+    )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -17,9 +17,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unirg import processes
 from unirg.errors import UserError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from unirg.serving.batching import Batcher
 
 logger = logging.getLogger("unirg.serving")
+T = TypeVar("T")
 PREFIXES = ("/openai/v1", "/v1")
 DIGEST_HEADER = "X-Model-Digest"
 DRAIN_S = 30
@@ -60,7 +61,7 @@ def build_model(name: str, digest: str, batcher: Batcher[Any, Any, Any]) -> Any:
             asked = chat.parse(await _body(request, chat.MAX_BODY))
             if asked.model != name:
                 raise chat.Refused(404, "model_not_found", "no such model is served here")
-            done, _ = await model(asked)
+            done, _ = await _unless_gone(request, model(asked))
         return chat.completion(
             name, digest, done.text, done.finish_reason, done.prompt_tokens, done.completion_tokens
         )
@@ -104,6 +105,25 @@ async def _body(request: Request, limit: int) -> bytes:
         if len(read) > limit:
             raise Refused(413, "request_too_large", f"a request may have {limit} bytes")
     return bytes(read)
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is given up when the client hangs up.
+
+    Raises:
+        Refused: it did; nobody reads this.
+    """
+    from unirg.serving.chat import Refused
+
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+    if not task.done():
+        task.cancel()
+        raise Refused(499, "hung_up", "the client hung up")
+    return task.result()
 
 
 def build_server(host: str, port: int, batcher: Batcher[Any, Any, Any], ready_file: Path | None) -> Any:
