@@ -107,7 +107,7 @@ class World:
                 {"step": step, "loss": 3 / step, "rewards/bleu2/mean": step / 9, "learning_rate": 1e-3}
                 for step in range(1, steps + 1)
             ]
-            log.append({"step": steps, "train_runtime": 4.2})
+            log.append({"step": steps, "train_runtime": 4.2, "loss": float("nan")})
             (draft.out / "logs" / "train_log.jsonl").write_text("\n".join(map(json.dumps, log)))
             return draft.commit({"steps": steps})
 

@@ -7,6 +7,7 @@ that forbids both. What reports say is data: escaped, and direction marks made v
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -125,10 +126,12 @@ def _training(data: Mapping[str, Any], checkpoints: Mapping[str, Artifact]) -> l
         keys = dict.fromkeys(key for row in history for key in row)
         rewards = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
         for key in (key for key in (*CURVES, *rewards) if key in keys):
-            points = [(row["step"], row[key]) for row in history if isinstance(row.get(key), int | float)]
+            logged = [(row["step"], row[key]) for row in history if isinstance(row.get(key), int | float)]
+            points = [point for point in logged if math.isfinite(point[1])]
             steps, values = ([point[i] for point in points] for i in (0, 1))
             judge = checkpoints[name].manifest.config.get("judge_model") if "errors" in key else None
-            found.append({"system": name, "key": key, "judge": judge, "steps": steps, "values": values})
+            if points:
+                found.append({"system": name, "key": key, "judge": judge, "steps": steps, "values": values})
     return found
 
 
