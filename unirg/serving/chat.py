@@ -53,7 +53,8 @@ class Refused(Exception):
         return {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
 
 
-_TOO_LARGE = Refused(400, "image_too_large", f"an image has over {MAX_PIXELS} pixels: downscale it")
+def _too_large() -> Refused:
+    return Refused(400, "image_too_large", f"an image has over {MAX_PIXELS} pixels: downscale it")
 
 
 class _Closed(BaseModel):
@@ -171,7 +172,7 @@ def _decode(url: str) -> Image.Image:
         _check(image)
         return image.convert("RGB")
     except Image.DecompressionBombError:
-        raise _TOO_LARGE from None
+        raise _too_large() from None
     except (OSError, ValueError, SyntaxError):  # Pillow's, for broken files
         raise Refused(400, "broken_image", f"an image cannot be decoded as {declared[1].upper()}") from None
 
@@ -180,7 +181,7 @@ def _check(image: Image.Image) -> None:
     """Look at the header, before a pixel is decoded."""
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise _TOO_LARGE
+        raise _too_large()
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise Refused(400, "image_too_narrow", f"an image is over {MAX_ASPECT} times longer than wide")
     if image.mode not in ("L", "RGB"):
