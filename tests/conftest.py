@@ -125,3 +125,18 @@ def _in_environment(server: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]
     S3FileSystem.clear_instance_cache()
     yield server
     S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture(params=["file", "moto_s3", pytest.param("s3_environment", marks=pytest.mark.s3)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URI of an empty store: a folder, a bucket of moto, a bucket of a real server."""
+    if request.param == "file":
+        return f"file://{tmp_path}/store"
+    return f"s3://{request.getfixturevalue(request.param).bucket()}/store"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This test's own place for copies of remote artifacts and for work in progress."""
+    monkeypatch.setenv("UNIRG_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"

@@ -28,14 +28,6 @@ MIB = 2**20
 WRITERS = 8
 
 
-@pytest.fixture(params=["file", "moto_s3", pytest.param("s3_environment", marks=REAL)])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URI of an empty place: a folder, a bucket of moto, a bucket of a real server."""
-    if request.param == "file":
-        return f"file://{tmp_path}/store"
-    return f"s3://{request.getfixturevalue(request.param).bucket()}/store"
-
-
 # Objects
 
 

@@ -11,9 +11,9 @@ The *output digest* is over content; it is what later stages name.
         ...                                  # write files below draft.out, keep progress in draft.scratch
         return draft.commit(counts)
 
-On `file:` the finished directory is renamed into place; on `s3:` objects go to a prefix named by the
-output digest and the manifest is put last, if none is there. So a reader sees a whole artifact or none,
-and of two writers of the same key exactly one wins, whole.
+On `file:` the finished directory is renamed into place; on `s3:` objects go to a prefix named by their
+digest and the manifest is put last, if none is there. So a reader sees a whole artifact or none, and of
+two writers of the same key exactly one wins, whole.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class Manifest(_Closed):
     action_key: str
     output_digest: str
     base: str
-    """The folder, below the artifact's URI, that the file names are relative to."""
+    """The folder, below the artifact's URI, that the file names are relative to; remote, a digest of all
+    files with the logs, so that a writer who comes second overwrites nothing of the first one's."""
     inputs: dict[str, InputRef]
     config: dict[str, object]
     counts: dict[str, int | float | str]
@@ -120,7 +121,7 @@ class Artifact:
     def _local(self) -> Path:
         if storage.is_local(self.uri):
             return storage.local_path(self.uri) / self.manifest.base
-        return cache_root() / "artifacts" / self.manifest.output_digest
+        return cache_root() / "artifacts" / self.manifest.base
 
 
 def verified(uri: str, entry: FileEntry, target: Path) -> Path:
@@ -229,14 +230,14 @@ class Draft:
         }
         # The resolved configuration holds operational values too, so it is beside the content, not in it.
         files = {name: e for name, e in entries.items() if not name.startswith(LOGS) and name != CONFIG}
-        digest = storage.sha256(canonical_json({name: entry.sha256 for name, entry in files.items()}))
+        digest = _content_digest(files)
         remote = not storage.is_local(self.uri)
         manifest = Manifest(
             stage=self.stage,
             version=self.version,
             action_key=self.key,
             output_digest=digest,
-            base=digest[:16] if remote else ".",
+            base=_content_digest(entries)[:32] if remote else ".",
             inputs={name: _reference(value) for name, value in self.inputs.items()},
             config=resolved(self.config),
             counts=dict(counts or {}),
@@ -266,12 +267,18 @@ class Draft:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
+            if not (target / MANIFEST).is_file():
+                raise ArtifactError(f"{target} is in the way and no artifact: move it elsewhere") from None
 
     def _commit_remote(self, names: Mapping[str, FileEntry], manifest: Manifest, text: bytes) -> None:
         base = storage.join(self.uri, manifest.base)
         with ThreadPoolExecutor(UPLOADS) as pool:
             list(pool.map(lambda name: storage.upload(self.out / name, storage.join(base, name)), names))
         storage.put_new(storage.join(self.uri, MANIFEST), text)
+
+
+def _content_digest(entries: Mapping[str, FileEntry]) -> str:
+    return storage.sha256(canonical_json({name: entry.sha256 for name, entry in entries.items()}))
 
 
 def _reference(value: Artifact | str) -> InputRef:
@@ -312,16 +319,21 @@ def draft(
         yield Draft(uri, stage, version, key, config, inputs, work, found)
         return
     with storage.explained(str(work)):
-        work.mkdir(parents=True, exist_ok=True)
-    with _locked(work, uri):
+        try:
+            work.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(
+                f"{work.parent} cannot be made: there is a file where a folder should be"
+            ) from None
+    with _locked(work.with_suffix(".lock"), uri):
         new = Draft(uri, stage, version, key, config, inputs, work, _committed(uri))
         if new.committed is None:
             shutil.rmtree(new.out, ignore_errors=True)
             new.out.mkdir(parents=True)
             new.scratch.mkdir(exist_ok=True)
         yield new
-    if new.committed:
-        shutil.rmtree(work, ignore_errors=True)
+        if new.committed:
+            shutil.rmtree(work, ignore_errors=True)
 
 
 def _work_root(store: str) -> Path:
@@ -332,9 +344,10 @@ def _work_root(store: str) -> Path:
 
 
 @contextmanager
-def _locked(work: Path, uri: str) -> Iterator[None]:
-    # flock dies with its holder, so a killed run never leaves a lock behind.
-    with (work / "lock").open("w") as lock:
+def _locked(file: Path, uri: str) -> Iterator[None]:
+    # flock dies with its holder, so a killed run leaves nothing locked. The empty file stays: a lock file
+    # that its holder removes can be held by two.
+    with file.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

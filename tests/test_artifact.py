@@ -1,0 +1,565 @@
+"""Artifacts: identity is a law, a commit is all or nothing, and damage is found and named."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tests.conftest import S3
+from unirg import artifact, storage
+from unirg.artifact import Artifact, ArtifactError, Manifest, action_key, open_artifact
+from unirg.cohort.stage import StageConfig
+from unirg.config import Config, operational
+from unirg.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+REAL = pytest.mark.s3
+
+
+class Inner(Config):
+    depth: int = 2
+    """Changes the output."""
+    threads: int = operational(1)
+    """Does not."""
+
+
+class Settings(Config):
+    rate: float = 1e-4
+    """Changes the output."""
+    name: str = "a"
+    """Changes the output."""
+    parts: tuple[str, ...] = ()
+    """Changes the output."""
+    inner: Inner = Inner()
+    """Has both kinds."""
+    workers: int = operational(0)
+    """Does not change the output."""
+    url: str = operational("")
+    """Does not change the output."""
+
+
+def build(
+    store: str, content: str = "content", log: str = "log", stage: str = "demo", config: Config | None = None
+) -> Artifact:
+    """A small artifact of three files, one of them in a folder and one a log."""
+    with artifact.draft(store, stage, 1, config or Settings(), {"corpus": "d1"}) as draft:
+        if draft.committed:
+            return draft.committed
+        for name, text in (("data.txt", content), ("deep/er/data.txt", content * 2), ("logs/log.txt", log)):
+            path = draft.out / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return draft.commit({"files": 2})
+
+
+def whole(made: Artifact) -> bool:
+    """Every file, logs included, is there as the manifest says; anything else raises."""
+    for name in made.manifest.files | made.manifest.logs:
+        made.path(name)
+    return True
+
+
+# Identity
+
+names = st.text(max_size=8)
+inners = st.builds(Inner, depth=st.integers(0, 9), threads=st.just(1))
+settings = st.builds(
+    Settings,
+    rate=st.floats(allow_nan=False, allow_infinity=False),
+    name=names,
+    parts=st.lists(names, max_size=3).map(tuple),
+    inner=inners,
+)
+identities = st.tuples(
+    st.sampled_from(["cohort", "sft"]),
+    st.integers(1, 3),
+    settings,
+    st.dictionaries(st.sampled_from(["cohort", "parent"]), st.text("abc", min_size=1, max_size=3)),
+)
+
+
+@given(identities, st.integers(0, 64), names, st.integers(1, 64))
+def test_operational_fields_never_change_the_key(
+    identity: tuple[str, int, Settings, dict[str, str]], workers: int, url: str, threads: int
+) -> None:
+    stage, version, config, inputs = identity
+    other = config.model_copy(
+        update={
+            "workers": workers,
+            "url": url,
+            "inner": config.inner.model_copy(update={"threads": threads}),
+        }
+    )
+    assert action_key(stage, version, config, inputs) == action_key(stage, version, other, inputs)
+
+
+@given(identities, identities)
+def test_anything_else_changes_the_key(
+    first: tuple[str, int, Settings, dict[str, str]], second: tuple[str, int, Settings, dict[str, str]]
+) -> None:
+    assume(first != second)
+    assert action_key(*first) != action_key(*second)
+
+
+@given(identities, st.data())
+def test_each_single_identity_field_changes_the_key(
+    identity: tuple[str, int, Settings, dict[str, str]], data: st.DataObject
+) -> None:
+    stage, version, config, inputs = identity
+    field = data.draw(st.sampled_from(["rate", "name", "parts", "inner"]))
+    value = data.draw(
+        {"rate": st.floats(0, 1), "name": names, "parts": st.tuples(names), "inner": inners}[field]
+    )
+    assume(value != getattr(config, field))
+    other = config.model_copy(update={field: value})
+    assert action_key(stage, version, config, inputs) != action_key(stage, version, other, inputs)
+
+
+@given(st.integers(0, 64), st.integers(0, 64))
+def test_how_many_processes_decode_is_no_part_of_a_cohorts_identity(first: int, second: int) -> None:
+    one, other = StageConfig(workers=first, data="/a"), StageConfig(workers=second, data="/b")
+    assert action_key("cohort", 1, one, {}) == action_key("cohort", 1, other, {})
+
+
+def test_an_input_counts_by_its_digest_wherever_it_lies(tmp_path: Path) -> None:
+    here, there = build(str(tmp_path / "here")), build(str(tmp_path / "there"))
+    assert here.uri != there.uri
+    keys = {action_key("next", 1, Settings(), {"input": made}) for made in (here, there)}
+    assert keys == {action_key("next", 1, Settings(), {"input": here.digest})}
+
+
+def test_the_output_digest_is_over_content_alone(tmp_path: Path) -> None:
+    first = build(str(tmp_path / "1"), log="took 3 s", config=Settings(workers=1))
+    again = build(str(tmp_path / "2"), log="took 5 s", config=Settings(workers=2))
+    other = build(str(tmp_path / "3"), content="other")
+    assert first.digest == again.digest
+    assert first.digest != other.digest
+    assert first.path("logs/log.txt").read_text() != again.path("logs/log.txt").read_text()
+
+
+def test_a_renamed_file_changes_the_output_digest(tmp_path: Path) -> None:
+    made = []
+    for number, name in enumerate(("a", "b")):
+        with artifact.draft(str(tmp_path / str(number)), "demo", 1, Settings(), {}) as draft:
+            (draft.out / name).write_text("same")
+            made.append(draft.commit())
+    assert made[0].digest != made[1].digest
+
+
+# What a commit leaves
+
+
+def test_a_committed_artifact_tells_where_it_came_from(store: str) -> None:
+    source = build(store)
+    with artifact.draft(
+        store, "next", 7, Settings(name="x", workers=3), {"source": source, "c": "d"}
+    ) as draft:
+        (draft.out / "result").write_text("r")
+        made = draft.commit({"rows": 1, "share": 0.5, "kind": "toy"})
+    again = open_artifact(made.uri, ("next", "other"))
+    manifest = again.manifest
+    assert again == made
+    assert (manifest.stage, manifest.version) == ("next", 7)
+    assert manifest.counts == {"rows": 1, "share": 0.5, "kind": "toy"}
+    assert manifest.inputs["source"].digest == source.digest
+    assert manifest.inputs["source"].uri == source.uri
+    assert manifest.inputs["c"].uri is None
+    assert manifest.config["workers"] == 3
+    assert manifest.software["python"] == sys.version.split()[0]
+    assert list(manifest.files) == ["result"]
+    assert again.store == store.removeprefix("file://")
+    assert json.loads(again.path("resolved_config.json").read_text())["name"] == "x"
+
+
+def test_a_stage_that_finds_its_key_returns_that_artifact(store: str) -> None:
+    first = build(store, content="first")
+    assert build(store, content="never written") == first
+    assert build(store, config=Settings(name="b"), content="second").uri != first.uri
+
+
+def test_every_file_comes_back(store: str) -> None:
+    made = build(store, content="text")
+    assert made.path("data.txt").read_text() == "text"
+    assert made.path("logs/log.txt").read_text() == "log"
+    assert (made.directory / "deep" / "er" / "data.txt").read_text() == "texttext"
+
+
+def test_what_is_not_in_the_manifest_is_not_read(tmp_path: Path) -> None:
+    made = build(str(tmp_path))
+    (Path(made.uri) / "stray.txt").write_text("x")
+    with pytest.raises(ArtifactError, match=r"no file stray\.txt: it has data\.txt, deep/er/data\.txt"):
+        made.path("stray.txt")
+
+
+def test_work_in_progress_is_kept_for_the_rerun_and_gone_after_the_commit(tmp_path: Path) -> None:
+    def attempt(fail: bool) -> tuple[list[str], list[str]]:
+        with artifact.draft(str(tmp_path), "demo", 1, Settings(), {}) as draft:
+            found = (
+                [path.name for path in draft.scratch.iterdir()],
+                [path.name for path in draft.out.iterdir()],
+            )
+            (draft.scratch / "note").write_text("half done")
+            (draft.out / "half").write_text("half")
+            if fail:
+                raise KeyboardInterrupt
+            draft.commit()
+        return found
+
+    with pytest.raises(KeyboardInterrupt):
+        attempt(fail=True)
+    scratch, out = attempt(fail=False)
+    assert (scratch, out) == (["note"], [])
+    assert [path for path in (tmp_path / ".work").iterdir() if path.is_dir()] == []
+
+
+# Opening what is absent, of another kind, or damaged
+
+
+def test_nothing_there_is_said_so(store: str) -> None:
+    for uri in (store, f"{store}/demo/0123456789abcdef"):
+        with pytest.raises(ArtifactError, match=r"no artifact at .*an unfinished run leaves none"):
+            open_artifact(uri)
+
+
+def test_a_file_is_no_artifact(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match="no artifact"):
+        open_artifact(str(tmp_path / "file"))
+
+
+def test_a_store_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="there is a file where a folder should be"):
+        build(str(tmp_path / "file"))
+
+
+def test_a_folder_in_the_way_is_named(tmp_path: Path) -> None:
+    uri = Path(build(str(tmp_path)).uri)
+    (uri / "manifest.json").unlink()
+    with pytest.raises(ArtifactError, match="is in the way and no artifact: move it elsewhere"):
+        build(str(tmp_path))
+    assert (uri / "data.txt").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{}", "null", '{"stage": "demo"}', "\xff\x00", "[" * 5000])
+def test_a_manifest_that_is_none_is_named(tmp_path: Path, text: str) -> None:
+    uri = build(str(tmp_path)).uri
+    (Path(uri) / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ArtifactError, match=r"manifest\.json is not a manifest of this version"):
+        open_artifact(uri)
+
+
+def test_another_stages_artifact_is_refused_naming_both(store: str) -> None:
+    uri = build(store).uri
+    with pytest.raises(ArtifactError, match="made by stage demo; this needs sft or grpo"):
+        open_artifact(uri, ("sft", "grpo"))
+
+
+def _damage(made: Artifact, name: str, content: bytes | None) -> None:
+    """Replace or delete a file of an artifact where it lies."""
+    fs, path = storage.open_fs(made.uri_of(name))
+    if content is None:
+        fs.rm(path)
+    else:
+        fs.pipe_file(path, content)
+
+
+@pytest.mark.parametrize("name", ["data.txt", "deep/er/data.txt", "logs/log.txt"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(None, "missing"), (b"", "truncated or altered"), (b"co", "truncated or altered"), ("flip", "altered")],
+)
+def test_a_damaged_file_is_found_when_read_and_named(
+    store: str, name: str, content: bytes | str | None, said: str, tmp_path: Path
+) -> None:
+    made = build(store)
+    before = storage.read_bytes(made.uri_of(name))
+    flipped = bytes([before[0] ^ 1]) + before[1:]
+    _damage(made, name, flipped if isinstance(content, str) else content)
+    reader = open_artifact(made.uri)
+    with pytest.raises(ArtifactError, match=rf"{name} is (missing|{said}).*run its stage again"):
+        reader.path(name)
+    if not name.startswith("logs/"):
+        with pytest.raises(ArtifactError, match=said):
+            _ = open_artifact(made.uri).directory
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(moto_s3: S3, cache: Path) -> None:
+    made = build(f"s3://{moto_s3.bucket()}/store")
+    local = made.path("data.txt")
+    assert local.is_relative_to(cache)
+    local.write_text("damaged")
+    assert made.path("data.txt").read_text() == "content"
+
+
+def test_a_verified_copy_in_the_cache_is_read_without_the_store(moto_s3: S3, cache: Path) -> None:
+    made = build(f"s3://{moto_s3.bucket()}/store")
+    made.path("data.txt")
+    _damage(made, "data.txt", None)
+    assert open_artifact(made.uri).path("data.txt").read_text() == "content"
+
+
+# Two writers
+
+RACE = """
+import sys, time
+from unirg import artifact
+from unirg.config import Config
+store, content, log, seconds = sys.argv[1:]
+print("ready", flush=True)
+sys.stdin.readline()
+with artifact.draft(store, "demo", 1, Config(), {}) as draft:
+    if not draft.committed:
+        print("building", flush=True)
+        time.sleep(float(seconds))
+        (draft.out / "data").write_text(content)
+        (draft.out / "logs").mkdir()
+        (draft.out / "logs" / "log").write_text(log)
+        made = draft.commit()
+    else:
+        made = draft.committed
+for name in made.manifest.files | made.manifest.logs:
+    made.path(name)
+print(made.digest, made.path("data").read_text(), made.path("logs/log").read_text(), flush=True)
+"""
+
+
+def _race(store: str, writers: list[tuple[str, str, Path]], seconds: float) -> list[tuple[list[str], str]]:
+    """Run writers (content, log, cache) of one key at the same time; (lines printed, errors) of each."""
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, store, content, log, str(seconds)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "UNIRG_CACHE": str(cache)},
+        )
+        for content, log, cache in writers
+    ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    with ThreadPoolExecutor(len(children)) as pool:
+        told = list(pool.map(lambda child: child.communicate("go\n", timeout=60), children))
+    assert [child.returncode for child in children] == [0] * len(children), told
+    return [(out.splitlines(), errors) for out, errors in told]
+
+
+def test_of_two_processes_with_one_key_one_builds_and_the_other_gets_the_same(
+    store: str, tmp_path: Path
+) -> None:
+    told = _race(store, [("a", "a", tmp_path / "cache"), ("b", "b", tmp_path / "cache")], seconds=0.5)
+    assert sorted(lines.count("building") for lines, _ in told) == [0, 1]
+    assert told[0][0][-1] == told[1][0][-1]
+    waiting = [errors for lines, errors in told if "building" not in lines]
+    assert "another process is building" in waiting[0]
+
+
+@pytest.mark.parametrize("server", ["moto_s3", pytest.param("s3_environment", marks=REAL)])
+@pytest.mark.parametrize("contents", [("a", "b"), ("same", "same")])
+def test_of_two_machines_with_one_key_exactly_one_manifest_wins_and_is_whole(
+    server: str, contents: tuple[str, str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    s3: S3 = request.getfixturevalue(server)
+    bucket = s3.bucket()
+    writers = [(contents[n], f"log of {n}", tmp_path / f"machine-{n}") for n in (0, 1)]
+    told = _race(f"s3://{bucket}/store", writers, seconds=0.2)
+    assert [lines.count("building") for lines, _ in told] == [1, 1]
+    assert told[0][0][-1] == told[1][0][-1]
+    objects = [entry["Key"] for entry in s3.client().list_objects_v2(Bucket=bucket)["Contents"]]
+    assert len([key for key in objects if key.endswith("manifest.json")]) == 1
+
+
+FORKS = """
+import os, signal, sys
+import botocore.exceptions, aiohttp, s3fs  # once, not in each child
+from unirg import artifact, storage
+from unirg.config import Config
+
+store = sys.argv[1]
+
+def begin(function, *arguments):
+    child = os.fork()
+    if not child:
+        try:
+            os._exit(function(*arguments) or 0)
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+    return child
+
+def end(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+def write(version):
+    with artifact.draft(store, "demo", version, Config(), {}) as draft:
+        if draft.committed:
+            return
+        with open(f"{sys.argv[2]}/{version}", "a") as told:
+            told.write("x")
+        for name in ("a", "deep/b", "logs/c"):
+            path = draft.out / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{version} {name} " * 1000)
+        draft.commit()
+
+def read(version):
+    key = artifact.action_key("demo", version, Config(), {})[:16]
+    try:
+        made = artifact.open_artifact(storage.join(store, "demo", key))
+    except artifact.ArtifactError as error:
+        return 3 if "no artifact at" in str(error) else 4
+    for name in made.manifest.files | made.manifest.logs:
+        made.path(name)
+
+"""
+CROWD = """
+for version in range(30):
+    for writer in [begin(write, version) for _ in range(6)]:
+        end(writer)
+"""
+SWEEP = """
+def die_at(step):
+    def count(*arguments):
+        nonlocal step
+        step -= 1
+        if step == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return count
+
+def write_and_die(version, step):
+    count = die_at(step)
+    if storage.is_local(store):  # at each file operation below the store
+        where = storage.local_path(store)
+        def hook(event, arguments):
+            if any(str(argument).startswith(str(where)) for argument in arguments):
+                count()
+        sys.addaudithook(hook)
+    else:  # before and after each request that writes
+        def counted(function):
+            def run(*arguments):
+                count()
+                result = function(*arguments)
+                count()
+                return result
+            return run
+        storage.upload, storage.put_new = counted(storage.upload), counted(storage.put_new)
+    write(version)
+
+def outcome(version):
+    found = read(version)
+    write(version)
+    return 10 * (found or 0) + (read(version) or 0)
+
+step = 1
+while True:
+    died = end(begin(write_and_die, step, step))
+    print(died, end(begin(outcome, step)), flush=True)
+    if died == 0:
+        break
+    step += 1
+"""
+
+
+def _forks(script: str, store: str, told: Path) -> list[str]:
+    told.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS + script, store, str(told)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=240,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def test_a_crowd_with_one_key_builds_it_once(tmp_path: Path) -> None:
+    """The last ones come while the first one tidies up: none of them may stumble over that."""
+    assert _forks(CROWD, str(tmp_path / "store"), tmp_path / "told") == []
+    assert [path.read_text() for path in (tmp_path / "told").iterdir()] == ["x"] * 30
+
+
+# Death in the middle
+
+
+@pytest.mark.parametrize("place", ["file", pytest.param("s3_environment", marks=REAL)])
+def test_killed_at_any_step_a_reader_sees_all_or_nothing_and_a_rerun_completes(
+    place: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Kill a writer at its first, second, ... operation on the store, until one gets through."""
+    store = str(tmp_path / "store")
+    if place != "file":
+        store = f"s3://{request.getfixturevalue(place).bucket()}/store"
+    *killed, finished = _forks(SWEEP, store, tmp_path / "told")
+    assert finished == "0 0"
+    nothing, everything = f"{-signal.SIGKILL} 30", f"{-signal.SIGKILL} 0"
+    assert set(killed) == {nothing, everything}  # and after a rerun always everything
+    assert killed == sorted(killed, reverse=True)  # nothing until the last step, everything from then on
+    assert len(killed) >= 10
+
+
+BUSY = """
+import os, sys
+from unirg import artifact
+from unirg.config import Config
+store, first = sys.argv[1], int(sys.argv[2])
+for version in range(first, first + 10_000):
+    with artifact.draft(store, "demo", version, Config(), {}) as draft:
+        if draft.committed:
+            continue
+        for number in range(20):
+            (draft.out / str(number)).write_bytes(b"%d" % number * 20_000)
+        print(version, flush=True)
+        draft.commit()
+"""
+
+
+def _kill_at_random(store: str, times: int, within_s: float) -> int:
+    """Kill a busy writer at random moments; returns how many commits a reader found whole."""
+    chance = random.Random(0)
+    begun = 1
+    for _ in range(times):
+        with subprocess.Popen(
+            [sys.executable, "-c", BUSY, store, str(begun)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        ) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(chance.uniform(0, within_s))
+            child.kill()
+            begun += 1 + len(child.stdout.readlines())
+    complete = 0
+    for version in range(1, begun):
+        uri = storage.join(store, "demo", action_key("demo", version, Config(), {})[:16])
+        try:
+            complete += whole(open_artifact(uri))
+        except ArtifactError as error:
+            assert "no artifact at" in str(error)  # noqa: PT017 - nothing there is the other lawful outcome
+    return complete
+
+
+def test_killed_at_random_moments_a_reader_sees_all_or_nothing(tmp_path: Path) -> None:
+    assert _kill_at_random(str(tmp_path), times=4, within_s=0.3) > 0
+
+
+@pytest.mark.soak
+def test_killed_at_a_hundred_random_moments_a_reader_sees_all_or_nothing(store: str) -> None:
+    assert _kill_at_random(store, times=100, within_s=1.0) > 0
+
+
+def test_a_manifest_survives_json(tmp_path: Path) -> None:
+    manifest = build(str(tmp_path)).manifest
+    assert Manifest.model_validate_json(manifest.model_dump_json()) == manifest
