@@ -9,11 +9,18 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NaiveDatetime,
+    ValidationError,
+    model_validator,
+)
 
 from unirg.errors import UserError
 
@@ -40,9 +47,13 @@ class StudyError(UserError):
 
 def _blank_is_missing(value: Any) -> Any:
     """Collapse an empty or whitespace-only text to None, so that 'missing' has one form."""
-    if isinstance(value, str):
-        return value.strip() or None
-    return value
+    if not isinstance(value, str):
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # JSON may hold half a surrogate pair, Parquet may not
+        raise ValueError("not valid Unicode") from None
+    return value.strip() or None
 
 
 Text = Annotated[str | None, BeforeValidator(_blank_is_missing)]
@@ -80,8 +91,9 @@ class Study(_Record):
     patient_id: SafeId
     institution: SafeId
     split: Split | None = None
-    acquired_at: datetime | None = None
-    """When the exam was taken; de-identified corpora shift it, so only its order within a patient counts."""
+    acquired_at: NaiveDatetime | None = None
+    """When the exam was taken, without a time zone, as on disk; de-identified corpora shift it, so only its
+    order within a patient counts."""
     acquired_basis: AcquiredBasis | None = None
     """What `acquired_at` rests on. None exactly where `acquired_at` is None."""
     age: Annotated[int, Field(ge=0, le=120)] | None = None
@@ -196,8 +208,12 @@ def from_table(table: pa.Table) -> Iterator[Study]:
         UserError: the table's columns are not those of `SCHEMA`.
         StudyError: a row breaks a rule.
     """
-    if not table.schema.equals(SCHEMA):
+    try:
+        exact = table.cast(SCHEMA)  # Parquet forgets `nullable=False` inside lists
+    except (pa.ArrowException, ValueError):
         differing = sorted(set(table.schema.names) ^ set(SCHEMA.names)) or ["types differ"]
-        raise UserError(f"not a table of studies: {', '.join(differing)}; stage it again with this version")
-    for row in table.to_pylist():
+        raise UserError(
+            f"not a table of studies: {', '.join(differing)}; stage it again with this version"
+        ) from None
+    for row in exact.to_pylist():
         yield Study.checked(**row)

@@ -104,7 +104,7 @@ class Cohort:
         for group in range(file.metadata.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             if row < size:
-                found = next(from_table(_exact(file.read_row_group(group).slice(row, 1))))
+                found = next(from_table(file.read_row_group(group).slice(row, 1)))
                 break
             row -= size
         return found
@@ -124,11 +124,6 @@ class Cohort:
         if TRUTH not in self.artifact.manifest.files:
             return None
         return pq.read_table(self.artifact.path(TRUTH))
-
-
-def _exact(table: pa.Table) -> pa.Table:
-    """Parquet forgets `nullable=False` inside lists; give the table the very schema back."""
-    return table.cast(SCHEMA)
 
 
 def open_cohort(uri: str) -> Cohort:
