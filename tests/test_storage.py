@@ -110,6 +110,11 @@ def test_local_uris_are_plain_paths_and_file_uris(uri: str, local: bool) -> None
             storage.local_path(uri)
 
 
+def test_a_folder_is_no_object(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="a folder where a file should be"):
+        storage.read_bytes(str(tmp_path))
+
+
 def test_joining_puts_one_slash_between_parts() -> None:
     assert storage.join("s3://b/p/", "/x/", "y") == "s3://b/p/x/y"
 

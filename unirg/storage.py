@@ -107,7 +107,7 @@ def _remedy(error: BaseException) -> str | None:
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
         chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     where = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
     for link in chain:
         if isinstance(link, boto.NoCredentialsError | boto.PartialCredentialsError):
@@ -138,6 +138,8 @@ def _remedy(error: BaseException) -> str | None:
             return f"cannot connect to S3 at {where}: check AWS_ENDPOINT_URL_S3 and the network"
     if isinstance(error, FileNotFoundError):
         return None
+    if isinstance(error, IsADirectoryError):
+        return "there is a folder where a file should be: correct the path"
     if isinstance(error, PermissionError):
         return "permission denied: check the credentials, or the owner and mode of the folder"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
