@@ -22,7 +22,13 @@ from unirg.errors import UserError
 class Config(BaseModel):
     """Base of every stage's configuration: frozen, closed, documented field by field."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        serialize_by_alias=True,
+        use_attribute_docstrings=True,
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -91,7 +97,10 @@ def _read(recipe: str) -> dict[str, Any]:
             raise UserError(
                 f"no recipe at {recipe}: name a YAML file or one of {', '.join(shipped_recipes())}"
             )
-        text = path.read_text()
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {recipe} as text ({type(error).__name__})") from None
     elif recipe in shipped_recipes():
         text = (resources.files("unirg") / "recipes" / f"{recipe}.yaml").read_text()
     else:
@@ -124,6 +133,9 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
         near = difflib.get_close_matches(dotted, valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"valid keys are {', '.join(sorted(valid))}"
         return f"unknown key {dotted}: {hint}"
+    if problem["type"] == "value_error":  # a rule of ours between fields, which names their values itself
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        return f"{dotted}: {message}" if dotted else message
     if problem["type"] == "missing":
         return f"{dotted} is required"
     return f"{dotted} = {problem['input']!r}: {problem['msg']}"
@@ -132,9 +144,10 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
 def _valid_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
-        keys.append(prefix + name)
+        key = prefix + (field.alias or name)
+        keys.append(key)
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _valid_keys(field.annotation, f"{prefix}{name}.")
+            keys += _valid_keys(field.annotation, f"{key}.")
     return keys
 
 
@@ -152,7 +165,7 @@ def identity(config: Config) -> dict[str, Any]:
         if isinstance(extra, dict) and extra.get("operational"):
             continue
         value = getattr(config, name)
-        kept[name] = identity(value) if isinstance(value, Config) else dumped[name]
+        kept[name] = identity(value) if isinstance(value, Config) else dumped[field.alias or name]
     return kept
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unirg.config import Config
 from unirg.errors import UserError
@@ -23,6 +23,12 @@ class SplitConfig(Config):
     """Share of patients for validation during training."""
     seed: int = 0
     """Chooses the patients; a patient's split depends on nothing else, so it is stable as data grows."""
+
+    @model_validator(mode="after")
+    def _leaves_training(self) -> SplitConfig:
+        if self.test + self.validate_ >= 1:
+            raise ValueError(f"test {self.test} and validate {self.validate_} leave no patient for training")
+        return self
 
 
 def assign(
