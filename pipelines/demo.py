@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recipe", default="", help="folder of recipes; default: the corpus's toy")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="staging override")
     options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, _terminated)
     started = time.monotonic()
     try:
         store = options.store or f"runs/demo-{options.corpus}"
@@ -50,10 +50,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"demo: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
+        processes.end_descendants()  # what Ctrl-C did not reach, or not yet
         print("demo: interrupted; finished work is kept, the same command goes on", file=sys.stderr)
         return 130
     print_summary(report, side_folder(store), time.monotonic() - started)
     return 0
+
+
+def _terminated(*_: object) -> None:
+    # KFP waits for its task's end before any exception passes, so the tasks have to end first.
+    processes.end_descendants()
+    sys.exit(128 + signal.SIGTERM)
 
 
 def run(corpus: str, data: str, store: str, recipe: str, settings: list[str]) -> Artifact:

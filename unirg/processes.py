@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from unirg.errors import UserError
@@ -18,24 +19,29 @@ STOP_S = 20.0
 """How long a server may take to finish what it has under way."""
 
 
-def die_with_parent(signum: int = signal.SIGKILL) -> None:
+def die_with_parent(signum: int = signal.SIGKILL, parent: int | None = None) -> None:
     """Ask Linux to send this process a signal when the thread that started it ends, even by kill -9.
 
     Call it first thing in the child. Elsewhere than on Linux it does nothing.
+
+    Args:
+        parent: id of the process that started this one. A child takes a while to come here; without the id
+            a parent that ended in the meantime goes unnoticed.
     """
-    parent = os.getppid()
-    if not hasattr(ctypes, "CDLL") or not os.path.exists("/proc/self"):
+    if not os.path.exists("/proc/self"):
         return
+    parent = parent or os.getppid()
     set_pdeathsig = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
     ctypes.CDLL(None, use_errno=True).prctl(set_pdeathsig, signum)
-    if os.getppid() != parent:  # the parent ended before the call
+    if os.getppid() != parent:  # it ended before the call
         os.kill(os.getpid(), signum)
 
 
 def start_worker() -> None:
-    """Initialise a pool's worker: Ctrl-C is the parent's to handle, and its end is the worker's."""
+    """Initialise a spawned pool's worker: Ctrl-C is the parent's to handle, and its end is the worker's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    die_with_parent()
+    starter = multiprocessing.parent_process()
+    die_with_parent(parent=starter.pid if starter else None)
 
 
 @contextmanager
@@ -43,7 +49,7 @@ def server(command: list[str], what: str, log: Path, timeout_s: float = 120.0) -
     """Run a server of ours as a child; yield what it wrote into its ready file: its URL.
 
     Args:
-        command: the server's command line; `--ready-file PATH --die-with-parent` is added to it.
+        command: the server's command line; `--ready-file PATH --die-with-parent PID` is added to it.
         log: where its output goes; the last lines are shown if it does not start.
 
     Raises:
@@ -52,7 +58,7 @@ def server(command: list[str], what: str, log: Path, timeout_s: float = 120.0) -
     log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:
         ready = Path(folder) / "ready"
-        started = [*command, "--ready-file", str(ready), "--die-with-parent"]
+        started = [*command, "--ready-file", str(ready), "--die-with-parent", str(os.getpid())]
         child = subprocess.Popen(started, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:
             deadline = time.monotonic() + timeout_s
