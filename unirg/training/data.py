@@ -69,7 +69,10 @@ class Examples:
             found = [self[number] for number in batch["number"]]
             return {name: [item[name] for item in found] for name in found[0]}
 
-        return Dataset.from_dict({"number": list(range(len(self)))}).with_transform(items)
+        rows = Dataset.from_dict({"number": list(range(len(self)))})
+        # Without a name for the result `datasets` would make one by pickling the whole cohort.
+        rows.set_format("custom", transform=items, new_fingerprint=self.cohort.artifact.digest)
+        return rows
 
     def __len__(self) -> int:
         return len(self.studies)

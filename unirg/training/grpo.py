@@ -12,6 +12,7 @@ from unirg import artifact, prompts, telemetry
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.config import operational
+from unirg.errors import UserError
 from unirg.metrics.chexprompt import Judge
 from unirg.training import run
 from unirg.training.data import Examples, training_studies
@@ -77,6 +78,12 @@ def grpo(config: GRPOConfig, cohort: Artifact, parent: Artifact, store: str) -> 
         functions = reward_functions(config.rewards, judge)
         opened = Cohort.open(cohort)
         studies = training_studies(opened)
+        queries = config.batch_size // config.group_size
+        if len(studies) < queries:  # TRL drops an incomplete batch, and would wait for a step for ever
+            raise UserError(
+                f"{len(studies)} studies to train on, and batch_size / group_size = {queries} queries in a step: "
+                "lower batch_size"
+            )
         # The KL term's reference is loaded from where the model came from: the parent, on resume too.
         model, processor = run.policy_of(parent)
         examples = Examples(opened, studies, processor, config.prior_share, config.seed, completion=False)

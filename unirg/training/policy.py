@@ -113,8 +113,9 @@ def toy_policy(config: ToyConfig, texts: Iterable[str], seed: int) -> tuple[PreT
             "hidden_size": wide,
             "intermediate_size": 3 * wide,
             "num_hidden_layers": config.layers,
-            "num_attention_heads": max(2, wide // head),
-            "num_key_value_heads": max(1, wide // head // 2),
+            # Keys and values as wide as the stream: the image reaches the text through them alone.
+            "num_attention_heads": 2 * max(1, wide // head),
+            "num_key_value_heads": max(1, wide // head),
             "head_dim": head,
             "max_position_embeddings": 4096,
             "initializer_range": config.initializer_range,
