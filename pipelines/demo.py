@@ -162,7 +162,9 @@ class Console(io.TextIOBase):
         elif found := self.failed.match(line):
             self.kind, self.message = found[1], found[2]
         elif (found := self.told.match(line)) and not found[1].startswith("Traceback"):
-            print(f"{self.task:>28}  {found[1]}", file=self.terminal, flush=True)
+            # KFP replaces print() while a task runs, by one that indents whatever it prints on stdout: here.
+            self.terminal.write(f"{self.task:>28}  {found[1]}\n")
+            self.terminal.flush()
 
     def failure(self, log: Path) -> BaseException:
         """What the task that failed said."""
