@@ -274,13 +274,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m unirg.metrics.offline_judge", description=MODEL)
     parser.add_argument("--port", type=int, default=0, help="0 picks a free one")
     parser.add_argument("--ready-file", type=Path, help="gets the base URL once the server listens")
-    parser.add_argument("--die-with-parent", action="store_true")
+    parser.add_argument("--die-with-parent", type=int, nargs="?", const=0, metavar="PID")
     options = parser.parse_args()
     # uvicorn raises the signal again after a clean stop: make that a normal exit.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    if options.die_with_parent:
-        die_with_parent(signal.SIGTERM)
+    if options.die_with_parent is not None:
+        die_with_parent(signal.SIGTERM, options.die_with_parent)
     try:
         serve(options.port, options.ready_file)
     except UserError as error:
