@@ -40,13 +40,8 @@ def test_every_line_of_a_task_is_shown_also_while_kfp_indents_what_is_printed(
 
 
 def test_kfps_own_lines_and_json_stay_in_the_log(console: Console, terminal: io.StringIO) -> None:
-    text = '    {
-        "inputs": {}
-    }
-    [KFP Executor 2026 INFO]: Looking
-'
-    text += "    Traceback (most recent call last):
-"
+    text = '    {\n        "inputs": {}\n    }\n    [KFP Executor 2026 INFO]: Looking\n'
+    text += "    Traceback (most recent call last):\n"
     console.write(text)
     assert shown(terminal) == []
     assert text in console.log.getvalue()
