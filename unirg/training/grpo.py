@@ -81,7 +81,7 @@ def grpo(config: GRPOConfig, cohort: Artifact, parent: Artifact, store: str) -> 
         queries = config.batch_size // config.group_size
         if len(studies) < queries:  # TRL drops an incomplete batch, and would wait for a step for ever
             raise UserError(
-                f"{len(studies)} studies to train on, and batch_size / group_size = {queries} queries in a step: "
+                f"{len(studies)} studies to train on, and batch_size / group_size = {queries} a step: "
                 "lower batch_size"
             )
         # The KL term's reference is loaded from where the model came from: the parent, on resume too.
