@@ -44,6 +44,50 @@ def start_worker() -> None:
     die_with_parent(parent=starter.pid if starter else None)
 
 
+def end_descendants(grace_s: float = 10.0) -> None:
+    """End every process that this one started, directly or not: SIGTERM, and SIGKILL after the grace."""
+    found = _descendants(os.getpid())
+    _signal(found, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while _running(found) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _signal(_running(found), signal.SIGKILL)
+
+
+def _descendants(root: int) -> dict[int, str]:
+    """Process id -> start time, which tells a process from a later one with its id; empty but on Linux."""
+    known = {int(path.name): stat for path in Path("/proc").glob("[0-9]*") if (stat := _stat(int(path.name)))}
+    found: dict[int, str] = {}
+    parents = {root}
+    while parents:
+        parents = {pid for pid, (_, parent, _) in known.items() if parent in parents and pid not in found}
+        found |= {pid: known[pid][2] for pid in parents}
+    return found
+
+
+def _stat(pid: int) -> tuple[str, int, str] | None:
+    """(state, parent, start time) of a process; None once it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
+    return fields[0], int(fields[1]), fields[19]
+
+
+def _running(found: dict[int, str]) -> dict[int, str]:
+    stats = {pid: _stat(pid) for pid in found}
+    return {
+        pid: found[pid] for pid, stat in stats.items() if stat and stat[0] != "Z" and stat[2] == found[pid]
+    }
+
+
+def _signal(found: dict[int, str], number: signal.Signals) -> None:
+    for pid in found:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
 @contextmanager
 def server(command: list[str], what: str, log: Path, timeout_s: float = 120.0) -> Iterator[str]:
     """Run a server of ours as a child; yield what it wrote into its ready file: its URL.
