@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
 import pickle
-import traceback
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,10 +14,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tests.canary import CANARY, everything_shown
 from unirg.errors import UserError
 from unirg.study import SCHEMA, Image, Study, StudyError, from_table, keyed_id, to_table
 
-CANARY = "CANARY Jane Doe MRN 0451"
 IDS: dict[str, Any] = {
     "corpus": "mimic_cxr",
     "study_id": "s50414267",
@@ -178,19 +176,6 @@ def test_the_policy_sees_pa_before_ap_before_unknown(views: list[tuple[Any, Any]
 
 
 # Silence
-
-
-def everything_shown(error: BaseException) -> str:
-    """What any way of printing an exception would show: its texts, its arguments, its chain, a log."""
-    stream = io.StringIO()
-    logger = logging.Logger("everything")
-    logger.addHandler(logging.StreamHandler(stream))
-    try:
-        raise error
-    except BaseException:
-        logger.exception("%s %r", error, error)
-    chain = "".join(traceback.format_exception(error))
-    return f"{error} {error!r} {error.args!r} {getattr(error, '__notes__', '')} {chain} {stream.getvalue()}"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Settings over the r
 Cohort = Annotated[str, typer.Option(help="URI of the cohort.")]
 Named = Annotated[list[str] | None, typer.Option(help="NAME=URI; may be given several times.")]
 STORE = "runs/store"
+INTERRUPTED = 130
 
 
 @app.command()
@@ -159,15 +160,14 @@ def main(argv: list[str] | None = None) -> Any:
     """Entry point: run a verb and turn failures into exit codes."""
     try:
         return app(argv, standalone_mode=True)
-    except UserError as error:
-        print(f"unirg: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("unirg: interrupted; finished work is kept, the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:  # Typer makes this of Ctrl-C, without a word
+            print("unirg: interrupted; finished work is kept, the same command goes on", file=sys.stderr)
+        raise
     except Exception as error:
-        print(f"unirg: {telemetry.safe_error(error)}", file=sys.stderr)
-        sys.exit(1)
+        shown = telemetry.safe_error(error)
+        print(f"unirg: {shown}", file=sys.stderr)
+        sys.exit(2 if isinstance(shown, UserError) else 1)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from unirg.errors import UserError
@@ -89,41 +89,65 @@ def _signal(found: dict[int, str], number: signal.Signals) -> None:
 
 
 @contextmanager
-def server(command: list[str], what: str, log: Path, timeout_s: float = 120.0) -> Iterator[str]:
+def server(
+    command: list[str], what: str, timeout_s: float = 120.0, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Run a server of ours as a child; yield what it wrote into its ready file: its URL.
+
+    It ends with the thread that calls this, even by kill -9, and Ctrl-C reaches it through us alone.
 
     Args:
         command: the server's command line; `--ready-file PATH --die-with-parent PID` is added to it.
-        log: where its output goes; the last lines are shown if it does not start.
+        environment: variables set over this process's own.
 
     Raises:
-        UserError: it ended before it was ready, or was not ready in time.
+        UserError: it ended before it was ready, or was not ready in time; its last log lines say why.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, log.open("wb") as output:
-        ready = Path(folder) / "ready"
-        started = [*command, "--ready-file", str(ready), "--die-with-parent", str(os.getpid())]
-        child = subprocess.Popen(started, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="unirg-") as folder:
+        ready = Path(folder, "url")
+        child = subprocess.Popen(
+            [*command, "--ready-file", str(ready), "--die-with-parent", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | (environment or {}),
+        )
+        url = ""
         try:
-            deadline = time.monotonic() + timeout_s
-            while not ready.exists():
-                if child.poll() is not None or time.monotonic() > deadline:
-                    raise UserError(f"{what} did not start{_ending(child.poll())}: {_tail(log)} (log: {log})")
-                time.sleep(0.05)
-            yield ready.read_text().strip()
+            url = _wait_until_ready(child, what, ready, log, timeout_s)
+            shutil.rmtree(folder)  # so that nothing is left if we are killed
+            yield url
         finally:
-            child.terminate()
-            try:
-                child.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
+            if url and child.poll() is not None:
+                print(_ended(child, what, log), file=sys.stderr)
+            _stop(child)
 
 
-def _ending(code: int | None) -> str:
-    return " in time" if code is None else f" (exit code {code})"
+def _wait_until_ready(
+    child: subprocess.Popen[bytes], what: str, ready: Path, log: IO[bytes], timeout_s: float
+) -> str:
+    until = time.monotonic() + timeout_s
+    while not ready.exists():
+        if child.poll() is not None:
+            raise UserError(_ended(child, what, log))
+        if time.monotonic() > until:
+            raise UserError(f"{what} was not ready after {timeout_s:g} s: raise its time-out")
+        time.sleep(0.02)
+    return ready.read_text().strip()
 
 
-def _tail(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines()
-    return " | ".join(lines[-3:]) or "it said nothing"
+def _ended(child: subprocess.Popen[bytes], what: str, log: IO[bytes]) -> str:
+    """How a server ended; our servers log nothing of a request."""
+    log.seek(0)
+    lines = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
+    return f"{what} ended with code {child.returncode}; its last lines: " + (" | ".join(lines) or "(none)")
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()

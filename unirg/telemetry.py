@@ -34,6 +34,10 @@ TRACEPARENT = "TRACEPARENT"
 _MAX_TEXT = 160
 
 
+DISK_FULL = ("No space left on device", "disk is full", "inline_container.cc", "PytorchStreamWriter")
+"""How safetensors and tokenizers, SQLite, and `torch.save` (the last two) say it, with no error number."""
+
+
 class InternalError(Exception):
     """An unexpected failure of ours: where it happened and of what type, without its message."""
 
@@ -151,14 +155,26 @@ def safe_error(error: Exception) -> Exception:
     if isinstance(error, UserError):
         error.__cause__ = error.__context__ = None
         return error
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if _disk_is_full(error):
         return UserError("the disk is full: free some space and run the same command again, which goes on")
-    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    way = traceback.extract_tb(error.__traceback__)
+    ours = [f for f in way[:-1] if os.path.isabs(f.filename) and "site-packages" not in f.filename]
+    frames = [*ours[-3:], *way[-1:]]  # a library's own frames would hide what of ours called it
     where = " <- ".join(f"{frame.filename}:{frame.lineno} ({frame.name})" for frame in reversed(frames))
     return InternalError(
         f"{type(error).__name__} at {where}; its message may quote a report, so it is withheld: "
         "set UNIRG_DEBUG=1 and run again to see it"
     )
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(words in str(error) for words in DISK_FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 class Progress:
