@@ -75,7 +75,7 @@ def run(corpus: str, data: str, store: str, recipe: str, settings: list[str]) ->
     judge = [sys.executable, "-m", "unirg.metrics.offline_judge", "--port", "0"]
     with (
         telemetry.span("pipeline.train"),
-        processes.server(judge, "the offline judge", side / "judge.log") as judge_url,
+        processes.server(judge, "the offline judge") as judge_url,
     ):
         return run_pipeline(
             side,

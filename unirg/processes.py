@@ -5,18 +5,23 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from unirg.errors import UserError
 
 STOP_S = 20.0
 """How long a server may take to finish what it has under way."""
+LOG_LINES = 8
+"""How much of its log is shown when it fails."""
 
 
 def die_with_parent(signum: int = signal.SIGKILL, parent: int | None = None) -> None:
@@ -46,46 +51,16 @@ def start_worker() -> None:
 
 def end_descendants(grace_s: float = 10.0) -> None:
     """End every process that this one started, directly or not: SIGTERM, and SIGKILL after the grace."""
-    found = _descendants(os.getpid())
-    _signal(found, signal.SIGTERM)
-    deadline = time.monotonic() + grace_s
-    while _running(found) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    _signal(_running(found), signal.SIGKILL)
+    import psutil
 
-
-def _descendants(root: int) -> dict[int, str]:
-    """Process id -> start time, which tells a process from a later one with its id; empty but on Linux."""
-    known = {int(path.name): stat for path in Path("/proc").glob("[0-9]*") if (stat := _stat(int(path.name)))}
-    found: dict[int, str] = {}
-    parents = {root}
-    while parents:
-        parents = {pid for pid, (_, parent, _) in known.items() if parent in parents and pid not in found}
-        found |= {pid: known[pid][2] for pid in parents}
-    return found
-
-
-def _stat(pid: int) -> tuple[str, int, str] | None:
-    """(state, parent, start time) of a process; None once it is gone."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
-    return fields[0], int(fields[1]), fields[19]
-
-
-def _running(found: dict[int, str]) -> dict[int, str]:
-    stats = {pid: _stat(pid) for pid in found}
-    return {
-        pid: found[pid] for pid, stat in stats.items() if stat and stat[0] != "Z" and stat[2] == found[pid]
-    }
-
-
-def _signal(found: dict[int, str], number: signal.Signals) -> None:
-    for pid in found:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
+    found = psutil.Process().children(recursive=True)
+    for child in found:
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    _, alive = psutil.wait_procs(found, grace_s)
+    for child in alive:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
 
 
 @contextmanager
@@ -141,7 +116,7 @@ def _ended(child: subprocess.Popen[bytes], what: str, log: IO[bytes]) -> str:
     """How a server ended; our servers log nothing of a request."""
     log.seek(0)
     lines = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
-    return f"{what} ended with code {child.returncode}; its last lines: " + (" | ".join(lines) or "(none)")
+    return "\n  ".join([f"{what} ended with exit code {child.returncode}; its last lines:", *lines])
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

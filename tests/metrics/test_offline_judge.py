@@ -283,9 +283,9 @@ def test_a_request_that_is_not_the_clients_is_refused_without_an_echo(ready_file
 
 def test_the_server_dies_with_its_parent(ready_file: Path) -> None:
     starter = (
-        "import subprocess, sys, time\n"
+        "import os, subprocess, sys, time\n"
         f"child = subprocess.Popen([sys.executable, '-m', 'unirg.metrics.offline_judge', '--ready-file', "
-        f"{str(ready_file)!r}, '--die-with-parent'])\n"
+        f"{str(ready_file)!r}, '--die-with-parent', str(os.getpid())])\n"
         "print(child.pid, flush=True)\n"
         "time.sleep(600)\n"
     )

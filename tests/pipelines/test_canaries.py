@@ -155,7 +155,7 @@ def test_no_canary_is_on_the_terminal(run: Run) -> None:
 
 def test_no_canary_is_in_any_log_parameter_metrics_store_or_local_copy(run: Run, tmp_path: Path) -> None:
     files = below(run.folder)
-    for wanted in ("kfp.log", "judge.log", "mlflow.db", "executor_output.json", "model.safetensors"):
+    for wanted in ("kfp.log", "mlflow.db", "executor_output.json", "model.safetensors"):
         assert [name for name in files if name.endswith(wanted)], f"{wanted} was not among the files searched"
     assert leaking(files, tmp_path) == {}
 

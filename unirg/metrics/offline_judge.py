@@ -6,7 +6,7 @@ reports with `findings_lexicon` and compares them condition by condition (device
 side. `count_errors` states the rules. Its numbers measure agreement of extracted findings: show them as
 "offline judge", never as CheXprompt's.
 
-    python -m unirg.metrics.offline_judge --port 0 --ready-file judge.url --die-with-parent
+    python -m unirg.metrics.offline_judge --port 0 --ready-file judge.url
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m unirg.metrics.offline_judge", description=MODEL)
     parser.add_argument("--port", type=int, default=0, help="0 picks a free one")
     parser.add_argument("--ready-file", type=Path, help="gets the base URL once the server listens")
-    parser.add_argument("--die-with-parent", type=int, nargs="?", const=0, metavar="PID")
+    parser.add_argument("--die-with-parent", type=int, metavar="PID", help="end when this parent ends")
     options = parser.parse_args()
     # uvicorn raises the signal again after a clean stop: make that a normal exit.
     for number in (signal.SIGTERM, signal.SIGINT):

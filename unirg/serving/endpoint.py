@@ -8,24 +8,17 @@ everything is scored starts no server.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
-from typing import BinaryIO
 
 from pydantic import Field
 
-from unirg import artifact, checkpoint, telemetry
+from unirg import artifact, checkpoint, processes, telemetry
 from unirg.artifact import Artifact, ArtifactError
 from unirg.config import Config, operational
-from unirg.errors import UserError
 
 VERSION = 1
 CHECKPOINTS = ("base", "sft", "grpo")
@@ -112,29 +105,10 @@ class Endpoint:
             ArtifactError: the checkpoint is gone or altered.
             UserError: the server did not start; its last log lines say why.
         """
-        arguments = self.arguments()
-        with TemporaryFile() as log, TemporaryDirectory(prefix="unirg-serve-") as folder:
-            ready = Path(folder, "url")
-            command = [sys.executable, "-m", "unirg.serving.predictor", *arguments]
-            command += ["--ready-file", str(ready), "--die-with-parent", str(os.getpid())]
-            # A session of its own: Ctrl-C reaches us alone, and we end the server.
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env=os.environ | {"OMP_NUM_THREADS": str(self.config.threads)},
-            )
-            url = ""
-            try:
-                url = _wait_until_ready(process, ready, log, self.config.start_timeout_s)
-                shutil.rmtree(folder)  # so that nothing is left if we are killed
-                yield url
-            finally:
-                if url and process.poll() is not None:
-                    print(_ended(process, log), file=sys.stderr)
-                _stop(process)
+        command = [sys.executable, "-m", "unirg.serving.predictor", *self.arguments()]
+        threads = {"OMP_NUM_THREADS": str(self.config.threads)}
+        with processes.server(command, "the model server", self.config.start_timeout_s, threads) as url:
+            yield url
 
 
 def open_endpoint(source: str | Artifact) -> Endpoint:
@@ -163,32 +137,3 @@ def run_foreground(served: Artifact, port: int = 8080, host: str = "127.0.0.1") 
 
     endpoint = open_endpoint(served)
     predictor.main([*endpoint.arguments(), "--host", host, "--port", str(port)])
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], ready: Path, log: BinaryIO, timeout_s: float) -> str:
-    until = time.monotonic() + timeout_s
-    while not ready.exists():
-        if process.poll() is not None:
-            raise UserError(_ended(process, log))
-        if time.monotonic() > until:
-            raise UserError(f"the model server was not ready after {timeout_s:g} s: raise start_timeout_s")
-        time.sleep(0.02)
-    return ready.read_text()
-
-
-def _ended(process: subprocess.Popen[bytes], log: BinaryIO) -> str:
-    """How a server ended; its log holds nothing of a request."""
-    log.seek(0)
-    lines = log.read().decode(errors="replace").splitlines()[-_LOG_LINES:]
-    return "\n  ".join(
-        [f"the model server ended with exit code {process.returncode}; its last lines:", *lines]
-    )
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

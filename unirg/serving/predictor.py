@@ -203,9 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     given = _parsed(arguments)
     if given.die_with_parent is not None:
-        processes.die_with_parent()
-        if os.getppid() != given.die_with_parent:  # it ended before we could ask
-            return
+        processes.die_with_parent(parent=given.die_with_parent)
     sys.argv = sys.argv[:1]  # KServe parses the command line when it is imported
 
     import torch
