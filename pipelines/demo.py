@@ -53,6 +53,9 @@ def main(argv: list[str] | None = None) -> int:
         processes.end_descendants()  # what Ctrl-C did not reach, or not yet
         print("demo: interrupted; finished work is kept, the same command goes on", file=sys.stderr)
         return 130
+    except SystemExit:
+        print("demo: stopped; finished work is kept, the same command goes on", file=sys.stderr)
+        raise
     print_summary(report, side_folder(store), time.monotonic() - started)
     return 0
 

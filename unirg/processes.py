@@ -94,7 +94,7 @@ def server(
             shutil.rmtree(folder)  # so that nothing is left if we are killed
             yield url
         finally:
-            if url and child.poll() is not None:
+            if url and child.poll():  # 0: it was told to end, by whoever ended us
                 print(_ended(child, what, log), file=sys.stderr)
             _stop(child)
 

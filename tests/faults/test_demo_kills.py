@@ -68,6 +68,7 @@ def test_a_demo_that_is_interrupted_stopped_and_orphaned_goes_on_each_time_and_e
         reaches(demo, "score", runs.PREDICTOR)
         os.kill(demo.process.pid, signal.SIGTERM)
         assert demo.wait(30) == 143, demo.output
+        assert demo.output.rstrip().endswith("demo: stopped; finished work is kept, the same command goes on")
         assert demo.processes() == {}  # tasks, judge and predictor ended before it did
     runs.assert_nothing_half_written(store)
     after_stop = runs.digests(store)
