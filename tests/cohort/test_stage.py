@@ -1,0 +1,355 @@
+"""Staging: the same cohort however it is made, and every record accounted for."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image as PIL
+
+from tests.canary import CANARY, everything_shown
+from tests.cohort.films import Films
+from tests.conftest import S3
+from unirg.artifact import Artifact, ArtifactError
+from unirg.cohort import stage as staging
+from unirg.cohort.reader import Cohort, open_cohort
+from unirg.cohort.stage import StageConfig, group, select, stage, write_shard
+from unirg.errors import UserError
+from unirg.telemetry import InternalError
+
+ROOT = Path(__file__).parents[2]
+FLAWED = Films(
+    count=24,
+    unreadable=frozenset({2, 3}),
+    mute=frozenset({4}),
+    lateral=frozenset({6, 7, 8}),
+    dropped=frozenset({10}),
+    twice=frozenset({12}),
+)
+REASONS = {
+    "unreadable image": 2,
+    "neither findings nor impression": 1,
+    "no frontal image": 3,
+    "unreadable report": 1,
+    "duplicate study id": 1,
+}
+Staged = Callable[..., Artifact]
+
+
+@pytest.fixture
+def staged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Staged:
+    """Stage a corpus of the test's own."""
+
+    def run(corpus: Films, store: str | None = None, **fields: object) -> Artifact:
+        monkeypatch.setattr(staging, "open_corpus", lambda config: corpus)
+        given = {"size": 64, "shard_studies": 4, "workers": 1} | fields
+        return stage(StageConfig.model_validate(given), store or str(tmp_path / "store"))
+
+    return run
+
+
+def shards_in(store: Path) -> dict[str, int]:
+    """Shards by name, with the time when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in (store / "shards").glob("*.parquet")}
+
+
+# What is kept
+
+
+def test_every_record_is_staged_or_counted_by_its_reason(staged: Staged) -> None:
+    made = staged(FLAWED, hold_out=("island",))
+    cohort = Cohort.open(made)
+    assert cohort.index.dropped == REASONS
+    assert {n: c for n, c in made.manifest.counts.items() if n.startswith("dropped.")} == {
+        f"dropped.{reason}": number for reason, number in REASONS.items()
+    }
+    studies = cohort.studies()
+    assert len(studies) + sum(REASONS.values()) == 24 + 1
+    assert [s.study_id for s in studies] == sorted(s.study_id for s in studies)
+    by_split = Counter(s.split for s in studies)
+    assert {f"studies.{split}": n for split, n in by_split.items()} == {
+        n: c for n, c in made.manifest.counts.items() if n.startswith("studies.")
+    }
+    assert {s.institution for s in cohort.studies("zero_shot")} == {"island"}
+
+
+def test_a_study_is_read_back_with_its_text_its_image_and_its_prior(staged: Staged) -> None:
+    cohort = Cohort.open(staged(FLAWED))
+    study = cohort["s015"]
+    assert study.findings == f"Findings of 15. {CANARY}"
+    assert [image.view for image in study.images] == ["lateral", "frontal"]
+    assert all(image.data is None for image in study.images)
+    shown = cohort.with_images("s015")
+    assert shown.model_copy(update={"images": study.images}) == study
+    lateral, frontal = shown.images
+    assert lateral.data is None
+    assert frontal.data is not None
+    pixels = PIL.open(io.BytesIO(frontal.data))
+    assert (pixels.format, pixels.mode, pixels.size) == ("PNG", "L", (64, 64))
+    assert np.all(np.asarray(pixels) == 15)
+    prior = cohort.prior(study)
+    assert prior is not None
+    assert (prior.study_id, study.encounter) == ("s014", 2)
+    assert prior.key_image is not None
+    assert prior.key_image.data
+
+
+def test_a_prior_that_was_dropped_is_no_prior(staged: Staged) -> None:
+    cohort = Cohort.open(staged(Films(count=4, unreadable=frozenset({2}))))
+    assert cohort["s003"].prior_study_id == "s002"
+    assert cohort.prior(cohort["s003"]) is None
+
+
+def test_an_institutions_paths_stay_with_it_and_a_public_corpus_keeps_its_own(staged: Staged) -> None:
+    private, public = (Cohort.open(staged(Films(count=2, public=public))) for public in (False, True))
+    assert {image.uri for s in private.studies() for image in s.images} == {None}
+    assert all(image.uri for s in public.studies() for image in s.images)
+
+
+def test_what_lies_in_the_store_shows_no_path_outside_the_shards(staged: Staged, tmp_path: Path) -> None:
+    made = staged(Films(count=2))
+    for path in (tmp_path / "store").rglob("*"):
+        if path.is_file() and path.suffix != ".parquet":
+            assert CANARY not in path.read_text(), path
+    shards = b"".join(path.read_bytes() for path in (tmp_path / "store" / "shards").iterdir())
+    assert f"/{CANARY}".encode() not in shards
+    assert CANARY not in made.uri
+
+
+def test_a_study_that_is_not_there_is_named(staged: Staged) -> None:
+    cohort = Cohort.open(staged(Films(count=2)))
+    with pytest.raises(UserError, match=r"cohort .* has no study s999"):
+        cohort.with_images("s999")
+
+
+def test_many_threads_read_one_cohort(staged: Staged) -> None:
+    cohort = Cohort.open(staged(Films(count=40), shard_studies=20))
+    ids = [study.study_id for study in cohort.studies()] * 5
+    with ThreadPoolExecutor(8) as pool:
+        shown = list(pool.map(cohort.with_images, ids))
+    assert [study.study_id for study in shown] == ids
+    for study in shown:
+        image = study.key_image
+        assert image is not None
+        assert image.data is not None
+        assert np.all(np.asarray(PIL.open(io.BytesIO(image.data))) == int(study.study_id[1:]))
+
+
+# What stops it
+
+
+@pytest.mark.parametrize(
+    ("corpus", "reasons"),
+    [
+        (Films(count=0), r"\(\)"),
+        (Films(count=3, unreadable=frozenset(range(3))), r"\(3 unreadable image\)"),
+        (
+            Films(count=3, mute=frozenset({0, 1}), dropped=frozenset({2})),
+            r"\(2 neither findings nor impression, 1 unreadable report\)",
+        ),
+    ],
+)
+def test_a_cohort_of_nothing_is_refused_with_the_reasons(
+    staged: Staged, corpus: Films, reasons: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=f"films: no study is left to stage {reasons}"):
+        staged(corpus)
+    assert list((tmp_path / "store").glob("cohort/*")) == []
+
+
+def test_a_failure_in_a_worker_says_where_but_shows_no_content(staged: Staged) -> None:
+    with pytest.raises(InternalError, match="ValueError at") as shown:
+        staged(Films(count=4, failing=frozenset({1})))
+    assert CANARY not in everything_shown(shown.value)
+
+
+def test_holding_out_nobody_is_refused(staged: Staged) -> None:
+    with pytest.raises(UserError, match="hold_out names summit"):
+        staged(Films(count=2), hold_out=("summit",))
+
+
+def test_a_corpus_without_its_data_asks_for_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="iu_xray needs data=URI"):
+        stage(StageConfig(corpus="iu_xray"), str(tmp_path))
+
+
+# The same cohort however it is made
+
+
+def test_neither_processes_nor_the_order_of_records_change_the_cohort(staged: Staged, tmp_path: Path) -> None:
+    one = staged(FLAWED, str(tmp_path / "one"), workers=1)
+    two = staged(FLAWED, str(tmp_path / "two"), workers=2)
+    assert one.digest == two.digest
+    assert set(shards_in(tmp_path / "one")) == set(shards_in(tmp_path / "two"))
+
+
+def test_a_second_cohort_shares_the_shards_that_are_equal(staged: Staged, tmp_path: Path) -> None:
+    none_held: dict[str, object] = {"split": {"test": 0.0, "validate": 0.0}}
+    first = staged(Films(count=8), **none_held)
+    before = shards_in(tmp_path / "store")
+    second = staged(Films(count=10), **none_held)
+    after = shards_in(tmp_path / "store")
+    assert first.digest != second.digest
+    assert (len(before), len(after)) == (2, 3)
+    assert {name: after[name] for name in before} == before
+    assert len(Cohort.open(first).studies()) == 8
+    assert len(Cohort.open(second).studies()) == 10
+
+
+def test_a_shards_bytes_depend_on_its_studies_alone(tmp_path: Path) -> None:
+    studies, _ = select(FLAWED, StageConfig())
+    groups = list(group(studies, 4))
+    assert all(len({s.split for s in each}) == 1 and len(each) <= 4 for each in groups)
+    assert sorted(s.study_id for each in groups for s in each) == sorted(s.study_id for s in studies)
+    made = [
+        [write_shard(FLAWED, each, 64, "stretch", str(tmp_path / name)) for each in order]
+        for name, order in (("a", groups), ("b", groups[::-1]))
+    ]
+    assert made[0] == made[1][::-1]
+    assert sum(unreadable for _, unreadable in made[0]) == 2
+
+
+@pytest.mark.parametrize("server", ["moto_s3", pytest.param("s3_environment", marks=pytest.mark.s3)])
+def test_the_same_cohort_comes_of_an_object_store(
+    server: str, staged: Staged, request: pytest.FixtureRequest, tmp_path: Path, cache: Path
+) -> None:
+    s3: S3 = request.getfixturevalue(server)
+    bucket = s3.bucket()
+    local, remote = staged(FLAWED), staged(FLAWED, f"s3://{bucket}/store")
+    assert remote.digest == local.digest
+    cohort = open_cohort(remote.uri)
+    assert cohort.studies() == Cohort.open(local).studies()
+    assert cohort.with_images("s015") == Cohort.open(local).with_images("s015")
+    assert list((cache / "shards").iterdir())
+    keys = [entry["Key"] for entry in s3.client().list_objects_v2(Bucket=bucket)["Contents"]]
+    assert all(re.fullmatch(r"store/(shards/\w{64}\.parquet|cohort/\w{16}/[\w./]+)", key) for key in keys), (
+        keys
+    )
+
+
+# Damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "truncated or altered"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9] + bytes(9)), "is altered"),
+    ],
+)
+def test_a_damaged_shard_is_named_when_it_is_read(
+    staged: Staged, tmp_path: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    made = staged(Films(count=2))
+    (shard,) = (tmp_path / "store" / "shards").iterdir()
+    damage(shard)
+    with pytest.raises(ArtifactError, match=f"{shard.name}.*{said}.*run its stage again"):
+        Cohort.open(made).studies()
+
+
+# Death and Ctrl-C in the middle: the command itself, on phantoms
+
+PHANTOMS = ["studies=60", "shard_studies=3", "workers=2"]
+
+
+def begin(store: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "unirg.cli", "stage", *PHANTOMS, "--store", str(store)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+
+
+def wait_for_notes(store: Path, number: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(store.glob(".work/cohort-*/scratch/*.json"))) < number:
+        assert time.monotonic() < deadline, "no shard was finished in time"
+        time.sleep(0.01)
+
+
+def living(group_id: int) -> list[int]:
+    """Processes of a session that still run, zombies left out."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == group_id and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def wait_until_gone(group_id: int) -> None:
+    deadline = time.monotonic() + 20
+    while left := living(group_id):
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    store = tmp_path_factory.mktemp("undisturbed")
+    out, _ = begin(store).communicate(timeout=120)
+    return open_cohort(out.strip()).artifact
+
+
+def test_killed_in_the_middle_a_rerun_goes_on_to_the_same_cohort(
+    undisturbed: Artifact, tmp_path: Path
+) -> None:
+    with begin(tmp_path) as child:
+        wait_for_notes(tmp_path, 3)
+        child.kill()
+    wait_until_gone(child.pid)
+    assert list(tmp_path.glob("cohort/*")) == []
+    noted = [json.loads(note.read_text())["shard"] for note in tmp_path.glob(".work/*/scratch/*.json")]
+    before = shards_in(tmp_path)
+    again = begin(tmp_path)
+    out, told = again.communicate(timeout=120)
+    assert again.returncode == 0, told
+    done = sum(shard["studies"] for shard in noted)
+    assert f"stage: going on at {done} of 60 studies" in told
+    assert open_cohort(out.strip()).artifact.digest == undisturbed.digest
+    after = shards_in(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert set(after) == {Path(shard.name).name for shard in open_cohort(out.strip()).index.shards}
+
+
+def test_interrupted_it_says_so_and_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    with begin(tmp_path) as child:
+        wait_for_notes(tmp_path, 1)
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal's Ctrl-C reaches the workers too
+        _, told = child.communicate(timeout=30)
+    assert child.returncode == 130
+    assert "unirg: interrupted; finished work is kept, the same command goes on" in told
+    assert "Traceback" not in told
+    wait_until_gone(child.pid)
+    assert list(tmp_path.glob("cohort/*")) == []
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 0.6])
+def test_killed_while_its_workers_start_it_leaves_none_behind(tmp_path: Path, after_s: float) -> None:
+    with begin(tmp_path) as child:
+        deadline = time.monotonic() + 60
+        while len(living(child.pid)) < 3:  # itself, multiprocessing's tracker, the first worker
+            assert time.monotonic() < deadline, "no worker was started in time"
+            time.sleep(0.005)
+        time.sleep(after_s)
+        child.kill()
+    wait_until_gone(child.pid)
