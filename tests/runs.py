@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -75,8 +77,11 @@ def demo(folder: Path, *arguments: str, environment: Mapping[str, str] = os.envi
     What is still running at the end is killed.
     """
     log = folder / f"output-{len(list(folder.glob('output-*')))}.txt"
-    temporary = folder / "tmp"
-    temporary.mkdir(exist_ok=True)
+    (folder / "tmp").mkdir(exist_ok=True)
+    short = tempfile.mkdtemp()
+    # By a short name: Torch's workers open sockets there, whose path must not exceed 107 bytes.
+    temporary = Path(short, "t")
+    temporary.symlink_to(folder / "tmp")
     own = {
         "UNIRG_CACHE": str(folder / "cache"),
         "TMPDIR": str(temporary),
@@ -102,6 +107,7 @@ def demo(folder: Path, *arguments: str, environment: Mapping[str, str] = os.envi
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.wait()
+        shutil.rmtree(short)
 
 
 def _commands(mark: str) -> dict[int, str]:
