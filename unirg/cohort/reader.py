@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from unirg import storage
-from unirg.artifact import Artifact, ArtifactError, FileEntry, cache_root, open_artifact, verified
+from unirg.artifact import Artifact, FileEntry, cache_root, open_artifact, verified
 from unirg.errors import UserError
 from unirg.study import SCHEMA, Study, from_table
 
@@ -124,11 +124,3 @@ class Cohort:
         if TRUTH not in self.artifact.manifest.files:
             return None
         return pq.read_table(self.artifact.path(TRUTH))
-
-
-def open_cohort(uri: str) -> Cohort:
-    """Open a cohort by URI, refusing one with no study in it."""
-    cohort = Cohort.open(uri)
-    if not cohort.index.shards:
-        raise ArtifactError(f"{uri} holds no study: stage it again with data in it")
-    return cohort

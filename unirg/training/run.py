@@ -61,8 +61,6 @@ class TrainConfig(Config):
     """Of data order, dropout and sampling."""
     save_steps: int = operational(50, ge=1)
     """Optimiser steps between checkpoints: what a crash can cost."""
-    loader_workers: int = operational(1, ge=0)
-    """Processes that decode images ahead of the step."""
 
 
 def prepare(config: TrainConfig) -> None:
@@ -106,7 +104,8 @@ def arguments(config: TrainConfig, draft: Draft) -> dict[str, Any]:
         "report_to": [],
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        "dataloader_num_workers": config.loader_workers,
+        # A worker is a fork of a process with Arrow's threads, and can wait for ever for one that it lacks.
+        "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
     }
 
