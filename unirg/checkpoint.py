@@ -68,16 +68,18 @@ def load_processor(source: str | Path) -> ProcessorMixin:
     """The processor of a model directory or hub id.
 
     Raises:
-        UserError: there is no model directory there.
+        UserError: there is no model directory there, or it has no chat template.
     """
     from transformers import AutoTokenizer
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    check(source)
+    place = check(source)
     quiet()
     with _explained(source):
-        images = Qwen2VLImageProcessorPil.from_pretrained(str(source))
-        tokenizer = AutoTokenizer.from_pretrained(str(source))
+        images = Qwen2VLImageProcessorPil.from_pretrained(place)
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    if not tokenizer.chat_template:
+        raise UserError(f"the tokenizer at {source} has no chat template: take an instruction-tuned model")
     return make_processor(images, tokenizer, tokenizer.chat_template)
 
 
@@ -85,15 +87,22 @@ def load_model(source: str | Path, dtype: str = "float32") -> PreTrainedModel:
     """The policy of a model directory or hub id, from safetensors, in evaluation mode.
 
     Raises:
-        UserError: there is no model directory there.
+        UserError: there is no model directory there, or its weights are not this architecture's.
     """
     from transformers import Qwen3VLForConditionalGeneration
 
-    check(source)
+    place = check(source)
     quiet()
     with _explained(source):
-        model = Qwen3VLForConditionalGeneration.from_pretrained(
-            str(source), dtype=dtype, use_safetensors=True
+        model, found = Qwen3VLForConditionalGeneration.from_pretrained(
+            place, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    # transformers would fill what is not there, or does not fit, with random numbers.
+    wrong = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    if wrong:
+        raise UserError(
+            f"the weights at {source} are not of its config.json: {len(wrong)} tensors are missing or of "
+            f"another shape, such as {wrong[0]}; name a complete Qwen3-VL model"
         )
     return patches_as_product(model).eval()
 
@@ -132,23 +141,27 @@ def save(model: PreTrainedModel, processor: ProcessorMixin, directory: Path) -> 
     (directory / "video_preprocessor_config.json").write_text(json.dumps(video, indent=1))
 
 
-def check(source: str | Path) -> None:
-    """Refuse a path without a model before transformers takes it for a hub id."""
-    path = Path(source)
-    looks_local = path.is_absolute() or str(source).startswith((".", "~")) or path.exists()
+def check(source: str | Path) -> str:
+    """Refuse a path without a model before transformers takes it for a hub id; returns path or hub id."""
+    place = str(source)
+    path = Path(place).expanduser() if place.startswith("~") else Path(place)
+    looks_local = path.is_absolute() or place.startswith(".") or path.exists()
     missing = [name for name in _FILES if not (path / name).is_file()]
     if looks_local and missing:
         raise UserError(
             f"no model at {source}: {', '.join(missing)} missing; name a model directory or a hub id"
         )
+    return str(path) if looks_local else place
 
 
 @contextmanager
 def _explained(source: str | Path) -> Iterator[None]:
     """Say what to do where transformers cannot find or read a model."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
             f"cannot load a model from {source} ({type(error).__name__}): name a directory with "
             "safetensors weights, or a hub id that this machine can reach (HF_HOME, HF_TOKEN)"
