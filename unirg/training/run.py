@@ -165,7 +165,9 @@ def _is_whole(folder: Path) -> bool:
 def mark_whole(folder: Path) -> None:
     """Write the marker: every file of the checkpoint with its size."""
     sizes = {
-        str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != MARKER
     }
     aside = folder / f".{MARKER}"
     aside.write_text(json.dumps(sizes))
