@@ -24,7 +24,7 @@ from tests.cohort.films import Films
 from tests.conftest import S3
 from unirg.artifact import Artifact, ArtifactError
 from unirg.cohort import stage as staging
-from unirg.cohort.reader import Cohort, open_cohort
+from unirg.cohort.reader import Cohort
 from unirg.cohort.stage import StageConfig, group, select, stage, write_shard
 from unirg.errors import UserError
 from unirg.telemetry import InternalError
@@ -229,7 +229,7 @@ def test_the_same_cohort_comes_of_an_object_store(
     bucket = s3.bucket()
     local, remote = staged(FLAWED), staged(FLAWED, f"s3://{bucket}/store")
     assert remote.digest == local.digest
-    cohort = open_cohort(remote.uri)
+    cohort = Cohort.open(remote.uri)
     assert cohort.studies() == Cohort.open(local).studies()
     assert cohort.with_images("s015") == Cohort.open(local).with_images("s015")
     assert list((cache / "shards").iterdir())
@@ -307,7 +307,7 @@ def wait_until_gone(group_id: int) -> None:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     store = tmp_path_factory.mktemp("undisturbed")
     out, _ = begin(store).communicate(timeout=120)
-    return open_cohort(out.strip()).artifact
+    return Cohort.open(out.strip()).artifact
 
 
 def test_killed_in_the_middle_a_rerun_goes_on_to_the_same_cohort(
@@ -325,10 +325,10 @@ def test_killed_in_the_middle_a_rerun_goes_on_to_the_same_cohort(
     assert again.returncode == 0, told
     done = sum(shard["studies"] for shard in noted)
     assert f"stage: going on at {done} of 60 studies" in told
-    assert open_cohort(out.strip()).artifact.digest == undisturbed.digest
+    assert Cohort.open(out.strip()).artifact.digest == undisturbed.digest
     after = shards_in(tmp_path)
     assert {name: after[name] for name in before} == before
-    assert set(after) == {Path(shard.name).name for shard in open_cohort(out.strip()).index.shards}
+    assert set(after) == {Path(shard.name).name for shard in Cohort.open(out.strip()).index.shards}
 
 
 def test_interrupted_it_says_so_and_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
