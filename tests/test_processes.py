@@ -154,3 +154,39 @@ def test_a_child_that_asks_only_after_its_parents_end_ends_too() -> None:
         [sys.executable, "-c", LATE], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=True
     )
     assert soon(lambda: not alive(int(done.stdout)))
+
+
+TREE = """
+import os, signal, subprocess, sys, time
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+middle = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {deaf!r}])"
+from unirg import processes
+child = subprocess.Popen([sys.executable, "-c", middle], stdout=subprocess.PIPE)
+child.stdout.readline()
+import psutil
+tree = psutil.Process().children(recursive=True)
+processes.end_descendants(grace_s=0.3)
+child.wait()
+print(len(tree), len([one for one in tree if one.is_running() and one.status() != "zombie"]))
+"""
+
+
+def test_every_descendant_is_ended_even_one_that_does_not_listen() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TREE], cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    )
+    assert done.stdout == "2 0\n"
+
+
+def test_ctrl_c_never_reaches_a_child_begun_in_the_block_and_this_process_still_gets_it() -> None:
+    with processes.interrupts_kept_from_children():
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        child.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)

@@ -42,9 +42,18 @@ def die_with_parent(signum: int = signal.SIGKILL, parent: int | None = None) -> 
         os.kill(os.getpid(), signum)
 
 
+@contextmanager
+def interrupts_kept_from_children() -> Iterator[None]:
+    """A process that this thread starts in the block never gets Ctrl-C, not even while it starts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_worker() -> None:
-    """Initialise a spawned pool's worker: Ctrl-C is the parent's to handle, and its end is the worker's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Initialise a spawned pool's worker: it ends with its parent."""
     starter = multiprocessing.parent_process()
     die_with_parent(parent=starter.pid if starter else None)
 

@@ -262,7 +262,7 @@ def test_a_damaged_shard_is_named_when_it_is_read(
 
 # Death and Ctrl-C in the middle: the command itself, on phantoms
 
-PHANTOMS = ["studies=60", "shard_studies=3", "workers=2"]
+PHANTOMS = ["studies=36", "shard_studies=2", "workers=2"]
 
 
 def begin(store: Path) -> subprocess.Popen[str]:
@@ -324,16 +324,28 @@ def test_killed_in_the_middle_a_rerun_goes_on_to_the_same_cohort(
     out, told = again.communicate(timeout=120)
     assert again.returncode == 0, told
     done = sum(shard["studies"] for shard in noted)
-    assert f"stage: going on at {done} of 60 studies" in told
+    assert f"stage: going on at {done} of 36 studies" in told
     assert Cohort.open(out.strip()).artifact.digest == undisturbed.digest
     after = shards_in(tmp_path)
     assert {name: after[name] for name in before} == before
     assert set(after) == {Path(shard.name).name for shard in Cohort.open(out.strip()).index.shards}
 
 
-def test_interrupted_it_says_so_and_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+def wait_for_workers(child: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while len(living(child.pid)) < 3:  # itself, multiprocessing's tracker, the first worker
+        assert time.monotonic() < deadline, "no worker was started in time"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("moment", ["its workers start", "its workers work"])
+def test_interrupted_it_says_so_and_leaves_nothing_that_looks_whole(tmp_path: Path, moment: str) -> None:
     with begin(tmp_path) as child:
-        wait_for_notes(tmp_path, 1)
+        if moment == "its workers start":
+            wait_for_workers(child)
+            time.sleep(0.1)
+        else:
+            wait_for_notes(tmp_path, 1)
         os.killpg(child.pid, signal.SIGINT)  # as a terminal's Ctrl-C reaches the workers too
         _, told = child.communicate(timeout=30)
     assert child.returncode == 130
@@ -346,10 +358,7 @@ def test_interrupted_it_says_so_and_leaves_nothing_that_looks_whole(tmp_path: Pa
 @pytest.mark.parametrize("after_s", [0.0, 0.3, 0.6])
 def test_killed_while_its_workers_start_it_leaves_none_behind(tmp_path: Path, after_s: float) -> None:
     with begin(tmp_path) as child:
-        deadline = time.monotonic() + 60
-        while len(living(child.pid)) < 3:  # itself, multiprocessing's tracker, the first worker
-            assert time.monotonic() < deadline, "no worker was started in time"
-            time.sleep(0.005)
+        wait_for_workers(child)
         time.sleep(after_s)
         child.kill()
     wait_until_gone(child.pid)

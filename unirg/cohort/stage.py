@@ -27,7 +27,7 @@ from unirg.cohort.imaging import ResizeMode
 from unirg.cohort.reader import INDEX, TRUTH, Index, Shard
 from unirg.config import Config, operational
 from unirg.errors import UserError
-from unirg.processes import start_worker
+from unirg.processes import interrupts_kept_from_children, start_worker
 from unirg.study import Study, to_table
 
 VERSION = 1
@@ -174,10 +174,13 @@ def _decode(
         # spawn: a forked child of a process with S3 or OpenTelemetry threads may deadlock
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
         try:
-            jobs = {
-                pool.submit(write_shard, corpus, groups[number], config.size, config.resize, store): number
-                for number in todo
-            }
+            with interrupts_kept_from_children():
+                jobs = {
+                    pool.submit(
+                        write_shard, corpus, groups[number], config.size, config.resize, store
+                    ): number
+                    for number in todo
+                }
             for job in as_completed(jobs):
                 shard, unreadable = job.result()
                 note = notes[jobs[job]]
