@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from datetime import UTC, datetime
+from pprint import pformat
 from typing import Any
 
 import pyarrow as pa
@@ -89,9 +90,10 @@ def test_another_table_is_refused_naming_its_columns(table: pa.Table, named: str
 
 
 def test_a_row_that_breaks_a_rule_is_named_by_id_and_field() -> None:
-    row = {**Study(**IDS).model_dump(), "age": 130}
-    with pytest.raises(StudyError, match=r"mimic_cxr: study s50414267: field age: .*120"):
+    row = {**Study(**IDS, findings=CANARY).model_dump(), "age": 130}
+    with pytest.raises(StudyError, match=r"mimic_cxr: study s50414267: field age: .*120") as refused:
         list(from_table(pa.Table.from_pylist([row], schema=SCHEMA)))
+    assert CANARY not in everything_shown(refused.value)
 
 
 # Rules
@@ -223,7 +225,7 @@ def test_a_study_prints_as_its_ids_alone() -> None:
         comparison=CANARY,
         images=(Image(uri=CANARY, data=CANARY.encode()),),
     )
-    assert f"{study}" == repr(study) == "Study(mimic_cxr/s50414267)"
+    assert f"{study}" == repr(study) == pformat(study) == "Study(mimic_cxr/s50414267)"
     assert "Study(mimic_cxr/s50414267)" in f"{[study]} {(study, 1)}"
     assert CANARY not in f"{study.images} {study.images[0]!r} {study.images[0]} {list(study.__repr_args__())}"
 
