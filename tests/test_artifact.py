@@ -275,6 +275,7 @@ def _damage(made: Artifact, name: str, content: bytes | None) -> None:
         fs.pipe_file(path, content)
 
 
+@pytest.mark.parametrize("store", ["file", "moto_s3"], indirect=True)
 @pytest.mark.parametrize("name", ["data.txt", "deep/er/data.txt", "logs/log.txt"])
 @pytest.mark.parametrize(
     ("content", "said"),
@@ -358,6 +359,7 @@ def _race(store: str, writers: list[tuple[str, str, Path]], seconds: float) -> l
     return [(out.splitlines(), errors) for out, errors in told]
 
 
+@pytest.mark.parametrize("store", ["file", pytest.param("s3_environment", marks=REAL)], indirect=True)
 def test_of_two_processes_with_one_key_one_builds_and_the_other_gets_the_same(
     store: str, tmp_path: Path
 ) -> None:
@@ -368,8 +370,14 @@ def test_of_two_processes_with_one_key_one_builds_and_the_other_gets_the_same(
     assert "another process is building" in waiting[0]
 
 
-@pytest.mark.parametrize("server", ["moto_s3", pytest.param("s3_environment", marks=REAL)])
-@pytest.mark.parametrize("contents", [("a", "b"), ("same", "same")])
+@pytest.mark.parametrize(
+    ("server", "contents"),
+    [
+        ("moto_s3", ("a", "b")),
+        pytest.param("s3_environment", ("a", "b"), marks=REAL),
+        pytest.param("s3_environment", ("same", "same"), marks=REAL),
+    ],
+)
 def test_of_two_machines_with_one_key_exactly_one_manifest_wins_and_is_whole(
     server: str, contents: tuple[str, str], request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
