@@ -127,6 +127,9 @@ def patches_as_product(model: PreTrainedModel) -> PreTrainedModel:
 
 def save(model: PreTrainedModel, processor: ProcessorMixin, directory: Path) -> None:
     """Write a model directory that stock transformers and vLLM load."""
+    # What the tokenizer last padded or cut to is no part of it, but would be saved with it.
+    processor.tokenizer.backend_tokenizer.no_padding()
+    processor.tokenizer.backend_tokenizer.no_truncation()
     model.save_pretrained(directory, safe_serialization=True)
     processor.save_pretrained(directory)
     images = processor.image_processor

@@ -105,5 +105,5 @@ def grpo(config: GRPOConfig, cohort: Artifact, parent: Artifact, store: str) -> 
             train_dataset=examples.dataset(),
             processing_class=processor,
         )
-        run.train(trainer, draft, f"grpo (kl {config.kl:g})")
-        return draft.commit(run.counts(trainer, len(studies)))
+        steps = run.train(trainer, draft, f"grpo (kl {config.kl:g})")
+        return draft.commit({"studies": len(studies), "steps": steps})

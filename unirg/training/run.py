@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MARKER = "complete"
 LOG = "logs/train_log.jsonl"
+STATE = "trainer_state.json"
+"""transformers' name for the step and the history in a checkpoint."""
 KEPT = 2  # checkpoints; the second is there for a crash while the newest is being written
 
 
@@ -122,23 +124,35 @@ def accumulation(batch: int, micro_batch: int) -> int:
     return batch // together
 
 
-def train(trainer: Trainer, draft: Draft, what: str) -> None:
+def train(trainer: Trainer, draft: Draft, what: str) -> int:
     """Train to the end, from the last whole checkpoint if there is one; leave model and log in `draft.out`.
+
+    Returns:
+        The optimiser steps of the whole training.
 
     Raises:
         UserError: a loss or gradient that is not finite; the step and the remedy are named.
     """
-    from transformers import PrinterCallback
+    from transformers import PrinterCallback, TrainerState
+    from transformers.trainer_utils import align_special_tokens
 
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_watch(what))
-    folder = Path(trainer.args.output_dir)
-    trainer.train(resume_from_checkpoint=last_whole(folder))
+    last = last_whole(Path(trainer.args.output_dir))
+    state = TrainerState.load_from_json(f"{last}/{STATE}") if last else None
+    if last and state and state.global_step >= state.max_steps:
+        # The last run was killed between its last step and the commit; TRL would train a step more.
+        trainer.model.load_state_dict(checkpoint.load_model(last).state_dict())
+        align_special_tokens(trainer.model, trainer.processing_class)  # as training begins by doing
+    else:
+        trainer.train(resume_from_checkpoint=last)
+        state = trainer.state
     model = trainer.accelerator.unwrap_model(trainer.model)
     checkpoint.save(model, trainer.processing_class, draft.out / checkpoint.MODEL)
     log = draft.out / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("".join(json.dumps(entry) + "\n" for entry in trainer.state.log_history))
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
+    return int(state.global_step)
 
 
 def last_whole(folder: Path) -> str | None:
@@ -213,8 +227,3 @@ def policy_of(parent: Artifact) -> tuple[Any, Any]:
     directory = parent.directory / checkpoint.MODEL
     model = checkpoint.load_model(directory)
     return model.train(), checkpoint.load_processor(directory)
-
-
-def counts(trainer: Trainer, studies: int) -> dict[str, int | float | str]:
-    """What the manifest tells of a training run."""
-    return {"studies": studies, "steps": trainer.state.global_step}

@@ -61,5 +61,5 @@ def sft(config: SFTConfig, cohort: Artifact, parent: Artifact, store: str) -> Ar
             train_dataset=examples.dataset(),
             processing_class=processor,
         )
-        run.train(trainer, draft, "sft")
-        return draft.commit(run.counts(trainer, len(studies)))
+        steps = run.train(trainer, draft, "sft")
+        return draft.commit({"studies": len(studies), "steps": steps})
