@@ -164,6 +164,8 @@ def test_a_row_of_another_width_is_dropped_by_its_number(tmp_path: Path) -> None
         ("QUILLFEATHER, TAMSIN J", f"{REMOVED}", 1),
         ("J. Tamsin Quillfeather", f"{REMOVED}", 1),
         ("Tamsin J. Quillfeather", f"{REMOVED} J. {REMOVED}", 2),
+        ("acc00714, ACC 00714 and Acc_00714", f"{REMOVED}, {REMOVED} and {REMOVED}", 3),
+        ("QuillfeatherTamsinJ", REMOVED, 1),
         ("Tamsinite deposits, vitamin J", "Tamsinite deposits, vitamin J", 0),
         ("Accession 9000714 and 181234567 of others", "Accession 9000714 and 181234567 of others", 0),
     ],

@@ -297,14 +297,18 @@ def _identifiers(row: Row) -> re.Pattern[str] | None:
     alone = {value: _alone(value) for value in numbers + name if len(value) >= SHORTEST_IDENTIFIER}
     alone |= {number: _alone(number, "0*") for number in bare if len(number) >= 5}
     # The first alternative that fits is taken, so the longer comes before what it may begin with.
-    gap = r"[\W_]+"
-    alternatives = [rf"\b{gap.join(order)}\b" for order in (name, name[::-1]) if len(name) > 1]
+    alternatives = [rf"\b{_GAP.join(order)}\b" for order in (name, name[::-1]) if len(name) > 1]
     alternatives += [alone[value] for value in sorted(alone, key=len, reverse=True)]
     return re.compile("|".join(alternatives), re.IGNORECASE) if alternatives else None
+
+
+_GAP = r"[\W_]*"
+"""Between the parts of an identifier: whatever separators a report spells it with, or none."""
 
 
 def _alone(value: str, padding: str = "") -> str:
     """A pattern for `value` where it is no part of a longer word or number (`MRN0012345` holds one)."""
     digit, letter = "[0-9]", r"[^\W\d_]"
     before, after = (digit if edge.isdigit() else letter for edge in (value[0], value[-1]))
-    return f"(?<!{before}){padding}{re.escape(value)}(?!{after})"
+    parts = re.findall(r"[^\W\d_]+|\d+", value)
+    return f"(?<!{before}){padding}{_GAP.join(parts) or re.escape(value)}(?!{after})"
