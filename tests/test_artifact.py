@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.conftest import S3
 from unirg import artifact, storage
@@ -566,6 +567,14 @@ def test_killed_at_random_moments_a_reader_sees_all_or_nothing(tmp_path: Path) -
 @pytest.mark.soak
 def test_killed_at_a_hundred_random_moments_a_reader_sees_all_or_nothing(store: str) -> None:
     assert _kill_at_random(store, times=100, within_s=1.0) > 0
+
+
+def test_a_count_that_is_no_number_stops_before_the_commit(tmp_path: Path) -> None:
+    with artifact.draft(str(tmp_path), "demo", 1, Settings(), {}) as draft:
+        with pytest.raises(ValidationError):
+            draft.commit({"reward": float("nan")})
+        assert not list(tmp_path.glob("demo/*"))
+        assert draft.commit({"reward": 0.5}).manifest.counts == {"reward": 0.5}
 
 
 def test_a_manifest_survives_json(tmp_path: Path) -> None:
