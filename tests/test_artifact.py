@@ -315,16 +315,16 @@ def test_a_verified_copy_in_the_cache_is_read_without_the_store(moto_s3: S3, cac
 # Two writers
 
 RACE = """
-import sys, time
+import sys
 from unirg import artifact
 from unirg.config import Config
-store, content, log, seconds = sys.argv[1:]
+store, content, log = sys.argv[1:]
 print("ready", flush=True)
 sys.stdin.readline()
 with artifact.draft(store, "demo", 1, Config(), {}) as draft:
     if not draft.committed:
         print("building", flush=True)
-        time.sleep(float(seconds))
+        sys.stdin.readline()
         (draft.out / "data").write_text(content)
         (draft.out / "logs").mkdir()
         (draft.out / "logs" / "log").write_text(log)
@@ -337,38 +337,51 @@ print(made.digest, made.path("data").read_text(), made.path("logs/log").read_tex
 """
 
 
-def _race(store: str, writers: list[tuple[str, str, Path]], seconds: float) -> list[tuple[list[str], str]]:
-    """Run writers (content, log, cache) of one key at the same time; (lines printed, errors) of each."""
-    children = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACE, store, content, log, str(seconds)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "UNIRG_CACHE": str(cache)},
-        )
-        for content, log, cache in writers
-    ]
-    for child in children:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "ready\n"
-    with ThreadPoolExecutor(len(children)) as pool:
-        told = list(pool.map(lambda child: child.communicate("go\n", timeout=60), children))
-    assert [child.returncode for child in children] == [0] * len(children), told
-    return [(out.splitlines(), errors) for out, errors in told]
+def _racer(store: str, content: str, log: str, cache: Path) -> subprocess.Popen[str]:
+    """A writer that says `ready`, waits for a line, says `building`, waits for another, and commits."""
+    return subprocess.Popen(
+        [sys.executable, "-c", RACE, store, content, log],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "UNIRG_CACHE": str(cache)},
+    )
+
+
+def _hear(racer: subprocess.Popen[str], word: str) -> None:
+    assert racer.stdout is not None
+    assert racer.stdout.readline() == f"{word}\n"
+
+
+def _tell(racer: subprocess.Popen[str]) -> None:
+    assert racer.stdin is not None
+    racer.stdin.write("go\n")
+    racer.stdin.flush()
+
+
+def _result(racer: subprocess.Popen[str]) -> str:
+    out, errors = racer.communicate("go\n", timeout=60)
+    assert racer.returncode == 0, errors
+    return out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("store", ["file", pytest.param("s3_environment", marks=REAL)], indirect=True)
-def test_of_two_processes_with_one_key_one_builds_and_the_other_gets_the_same(
-    store: str, tmp_path: Path
+def test_of_two_processes_with_one_key_one_builds_and_the_other_waits_for_the_same(
+    store: str, cache: Path
 ) -> None:
-    told = _race(store, [("a", "a", tmp_path / "cache"), ("b", "b", tmp_path / "cache")], seconds=0.5)
-    assert sorted(lines.count("building") for lines, _ in told) == [0, 1]
-    assert told[0][0][-1] == told[1][0][-1]
-    waiting = [errors for lines, errors in told if "building" not in lines]
-    assert "another process is building" in waiting[0]
+    first, second = (_racer(store, name, name, cache) for name in "ab")
+    for racer in (first, second):
+        _hear(racer, "ready")
+    _tell(first)
+    _hear(first, "building")
+    _tell(second)
+    assert second.stderr is not None
+    assert "another process is building" in second.stderr.readline()
+    made = _result(first)
+    assert made.endswith(" a a")
+    assert _result(second) == made
 
 
 @pytest.mark.parametrize(
@@ -384,10 +397,18 @@ def test_of_two_machines_with_one_key_exactly_one_manifest_wins_and_is_whole(
 ) -> None:
     s3: S3 = request.getfixturevalue(server)
     bucket = s3.bucket()
-    writers = [(contents[n], f"log of {n}", tmp_path / f"machine-{n}") for n in (0, 1)]
-    told = _race(f"s3://{bucket}/store", writers, seconds=0.2)
-    assert [lines.count("building") for lines, _ in told] == [1, 1]
-    assert told[0][0][-1] == told[1][0][-1]
+    racers = [
+        _racer(f"s3://{bucket}/store", content, f"log-{number}", tmp_path / f"machine-{number}")
+        for number, content in enumerate(contents)
+    ]
+    for word in ("ready", "building"):
+        for racer in racers:
+            _hear(racer, word)
+            if word == "ready":
+                _tell(racer)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(_result, racers)
+    assert first == second
     objects = [entry["Key"] for entry in s3.client().list_objects_v2(Bucket=bucket)["Contents"]]
     assert len([key for key in objects if key.endswith("manifest.json")]) == 1
 

@@ -167,7 +167,7 @@ import psutil
 tree = psutil.Process().children(recursive=True)
 processes.end_descendants(grace_s=0.3)
 child.wait()
-print(len(tree), len([one for one in tree if one.is_running() and one.status() != "zombie"]))
+print(len(tree), len(psutil.wait_procs(tree, 20)[1]))
 """
 
 
