@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import urllib.request
 import uuid
@@ -26,6 +27,9 @@ def _is_worker() -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A run begun in the background ignores Ctrl-C, and so would every process that a test interrupts.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not _is_worker():
         os.environ[SERVER_DIR] = os.path.join(tempfile.gettempdir(), f"unirg-s3-{uuid.uuid4().hex}")
         os.environ[SERVER_OWNER] = str(os.getpid())
