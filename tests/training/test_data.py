@@ -126,11 +126,12 @@ def test_priors_are_shown_for_the_share_asked_for_chosen_study_by_study(
     assert shown_with_prior(fewer, processor, 0.5) == {name for name in half if name < "s010"}
 
 
-def test_only_so_many_images_are_kept(
+def test_only_so_many_bytes_of_images_are_kept(
     cohort: Cohort, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "KEPT_IMAGES", 3)
     given = examples(cohort, processor)
+    width, height = given[0]["images"][0].size
+    monkeypatch.setattr(data, "KEPT_BYTES", 3 * width * height * 3)
     first = [np.asarray(given[number]["images"][0]) for number in range(20)]
     assert len(given._images.kept) == 3
     again = [np.asarray(given[number]["images"][0]) for number in range(20)]

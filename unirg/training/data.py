@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import ProcessorMixin
 
-KEPT_IMAGES = 4096
+KEPT_BYTES = 512 * 2**20
+"""Of decoded radiographs in memory: 10,000 of the toy's size, 700 of 512 x 512."""
 
 
 def training_studies(cohort: Cohort) -> list[Study]:
@@ -104,7 +105,7 @@ class Examples:
 
 
 class _Images:
-    """Radiographs at the size to which the processor would bring them, the last few thousand kept.
+    """Radiographs at the size to which the processor would bring them, the last ones kept.
 
     A trainer's processor resizes an image anew for each epoch and each rollout; one that has the right
     size already passes through unchanged, pixel for pixel.
@@ -119,7 +120,7 @@ class _Images:
         if found is None:
             (png,) = prompts.images(cohort.with_images(study.study_id))
             found = self.kept[study.study_id] = self.shrunk(png)
-            if len(self.kept) > KEPT_IMAGES:
+            if len(self.kept) * found.width * found.height * 3 > KEPT_BYTES:
                 self.kept.popitem(last=False)
         return found
 
