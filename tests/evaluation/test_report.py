@@ -159,13 +159,15 @@ def test_direction_and_control_marks_are_spelled_out() -> None:
     assert plots.visible("first line\nsecond") == "first line\nsecond"
 
 
-def test_the_same_inputs_give_the_same_bytes_whatever_the_addresses(
+def test_the_same_inputs_give_the_same_bytes_whatever_the_addresses_and_their_order(
     plain: Made, judge_url: str, tmp_path: Path
 ) -> None:
     first, inputs = plain
     html = first.path("report.html").read_text()
     assert first.store not in html
     assert judge_url not in html + first.path("report.json").read_text()
+    for name in ("predictions", "checkpoints"):
+        inputs = inputs | {name: dict(reversed(inputs[name].items()))}
     again = report(ReportConfig(title="Report"), **inputs, store=str(tmp_path / "other"))
     assert again.digest == first.digest
 

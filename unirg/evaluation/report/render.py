@@ -23,7 +23,7 @@ from unirg.evaluation import aggregates, candidates
 from unirg.evaluation.history import training_history
 from unirg.evaluation.report import cases, page
 
-VERSION = 1
+VERSION = 2
 STAGE = "report"
 HTML = "report.html"
 NUMBERS = "report.json"
@@ -148,7 +148,7 @@ def _provenance(inputs: Mapping[str, Artifact | str]) -> list[dict[str, Any]]:
             "settings": _settings(made.manifest.config),
             "software": made.manifest.software,
         }
-        for name, made in inputs.items()
+        for name, made in sorted(inputs.items())  # a pipeline may hand them over in any order
         if isinstance(made, Artifact)
     ]
 
