@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 MODEL = "model"
 """Folder of a checkpoint artifact that holds the model directory."""
+LOG = "logs/train_log.jsonl"
+"""File of a checkpoint artifact with the trainer's history, one JSON object per logged step."""
+STAGES = ("base", "sft", "grpo")
+"""Stages whose artifact is a checkpoint."""
 _FILES = ("config.json", "tokenizer_config.json")
 
 

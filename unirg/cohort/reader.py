@@ -59,12 +59,9 @@ class Cohort:
         """Raises: ArtifactError where there is no cohort."""
         return cls(open_artifact(source, "cohort") if isinstance(source, str) else source)
 
+    @cache  # noqa: B019 - one entry per shard, gone with the cohort object's process
     def shard_path(self, shard: Shard) -> Path:
         """A local copy of a shard, checked against its digest the first time this object reads it."""
-        return self._verified(shard)
-
-    @cache  # noqa: B019 - one entry per shard, gone with the cohort object's process
-    def _verified(self, shard: Shard) -> Path:
         uri = storage.join(self.artifact.store, shard.name)
         local = storage.local_path(uri) if storage.is_local(uri) else cache_root() / shard.name
         return verified(uri, FileEntry(sha256=shard.sha256, bytes=shard.bytes), local)

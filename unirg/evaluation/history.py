@@ -6,8 +6,7 @@ import json
 from typing import Any
 
 from unirg.artifact import Artifact
-
-LOG = "logs/train_log.jsonl"
+from unirg.checkpoint import LOG
 
 
 def training_history(checkpoint: Artifact) -> list[dict[str, Any]]:

@@ -21,7 +21,6 @@ from unirg.artifact import Artifact, ArtifactError
 from unirg.config import Config, operational
 
 VERSION = 1
-CHECKPOINTS = ("base", "sft", "grpo")
 FILE = "endpoint.json"
 STOP_S = 10
 _LOG_LINES = 8
@@ -58,10 +57,10 @@ def serve(config: ServeConfig, model: Artifact, store: str) -> Artifact:
 
 
 def _model_directory(model: Artifact) -> Path:
-    if model.manifest.stage not in CHECKPOINTS:
+    if model.manifest.stage not in checkpoint.STAGES:
         raise ArtifactError(
             f"{model.uri} was made by stage {model.manifest.stage}: name a checkpoint "
-            f"({', '.join(CHECKPOINTS)})"
+            f"({', '.join(checkpoint.STAGES)})"
         )
     directory = model.directory / checkpoint.MODEL
     checkpoint.check(directory)
@@ -84,7 +83,7 @@ class Endpoint:
         Raises:
             ArtifactError: the checkpoint is gone or altered.
         """
-        model = artifact.open_artifact(self.checkpoint_uri, CHECKPOINTS)
+        model = artifact.open_artifact(self.checkpoint_uri, checkpoint.STAGES)
         if model.digest != self.model_digest:
             raise ArtifactError(f"{model.uri} is another model than this endpoint's: serve it again")
         return [

@@ -7,10 +7,8 @@ from typing import Any
 
 from unirg import config
 from unirg.artifact import Artifact, open_artifact
+from unirg.checkpoint import STAGES
 from unirg.errors import UserError
-
-CHECKPOINTS = ("base", "sft", "grpo")
-"""Stages whose artifact is a checkpoint."""
 
 
 def train(
@@ -32,11 +30,11 @@ def train(
     studies = open_artifact(cohort, "cohort")
     if algorithm == "base":
         return policy.base(config.load(policy.BaseConfig, recipe, overrides), studies, store)
-    if algorithm not in CHECKPOINTS:
-        raise UserError(f"no algorithm {algorithm}: there are {', '.join(CHECKPOINTS)}")
+    if algorithm not in STAGES:
+        raise UserError(f"no algorithm {algorithm}: there are {', '.join(STAGES)}")
     if not parent:
         raise UserError(f"{algorithm} needs a parent: the URI of the checkpoint to start from")
-    start = open_artifact(parent, CHECKPOINTS)
+    start = open_artifact(parent, STAGES)
     if algorithm == "sft":
         return sft.sft(config.load(sft.SFTConfig, recipe, overrides), studies, start, store)
     given: dict[str, Any] = {"judge_url": judge_url} if judge_url else {}

@@ -97,11 +97,10 @@ class Examples:
         return item
 
     def _prior(self, study: Study) -> Study | None:
-        prior = self.cohort.prior(study)
-        if prior is None or self.prior_share == 0:
-            return None
         draw = hashlib.sha256(f"{self.seed}\0{study.study_id}".encode()).digest()
-        return prior if int.from_bytes(draw[:8]) / 2**64 < self.prior_share else None
+        if int.from_bytes(draw[:8]) / 2**64 >= self.prior_share:
+            return None  # before its image is read for nothing
+        return self.cohort.prior(study)
 
 
 class _Images:

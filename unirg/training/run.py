@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 MARKER = "complete"
-LOG = "logs/train_log.jsonl"
 STATE = "trainer_state.json"
 """transformers' name for the step and the history in a checkpoint."""
 KEPT = 2  # checkpoints; the second is there for a crash while the newest is being written
@@ -106,7 +105,7 @@ def arguments(config: TrainConfig, draft: Draft) -> dict[str, Any]:
         "report_to": [],
         "disable_tqdm": True,
         "remove_unused_columns": False,
-        # A worker is a fork of a process with Arrow's threads, and can wait for ever for one that it lacks.
+        # A worker whose socket does not fit a long TMPDIR dies, and the trainer waits for it for ever.
         "dataloader_num_workers": 0,
         "dataloader_pin_memory": False,
     }
@@ -149,7 +148,7 @@ def train(trainer: Trainer, draft: Draft, what: str) -> int:
         state = trainer.state
     model = trainer.accelerator.unwrap_model(trainer.model)
     checkpoint.save(model, trainer.processing_class, draft.out / checkpoint.MODEL)
-    log = draft.out / LOG
+    log = draft.out / checkpoint.LOG
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
     return int(state.global_step)
