@@ -1,0 +1,103 @@
+"""Run a text encoder over many token sequences: sorted by length, in batches of a budget of tokens.
+
+Padding is the waste here: sequences of like length go together, and on a CPU small batches are the fastest.
+What comes out is float32 whatever the precision, and in fp32 it does not depend on the batch beyond the last
+bits of a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+CPU_TOKENS = 512
+GPU_TOKENS = 32_768
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and how an encoder runs."""
+
+    precision: Precision = "fp32"
+    """`bf16` pays on GPUs and on CPUs with AMX or AVX512-BF16, `int8` (dynamic, linear layers) on CPUs."""
+    device: str = "cpu"
+    """torch's name of the device."""
+    tokens: int = 0
+    """Tokens of one batch, padding included; 0: what is fast on the device."""
+
+    @property
+    def budget(self) -> int:
+        return self.tokens or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Positions of the sequences, longest first, cut so that rows x longest stays within the budget."""
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    while order:
+        rows = max(1, budget // max(1, lengths[order[0]]))
+        yield order[:rows]
+        order = order[rows:]
+
+
+def prepared(model: torch.nn.Module, compute: Compute) -> torch.nn.Module:
+    """The model in evaluation mode, in the precision and on the device asked for."""
+    import torch
+
+    model = model.eval().requires_grad_(False).to(compute.device)
+    if compute.precision == "bf16":
+        return model.to(torch.bfloat16)
+    if compute.precision == "int8":
+        if compute.device != "cpu":
+            raise ValueError(f"int8 runs on CPUs, not on {compute.device}")
+        quantize: Callable[..., torch.nn.Module] = torch.ao.quantization.quantize_dynamic
+        return quantize(model, {torch.nn.Linear}, dtype=torch.qint8)
+    return model.float()
+
+
+def run(
+    forward: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+    sequences: Sequence[Sequence[int]],
+    padding: int,
+    compute: Compute,
+) -> Iterator[tuple[list[int], torch.Tensor]]:
+    """Encode the sequences, batch by batch.
+
+    Args:
+        forward: (ids (rows, length), mask (rows, length) or None where nothing is padded) -> (rows, length,
+            width) or (rows, width).
+        sequences: token ids, special tokens included, none longer than the encoder allows.
+        padding: id that fills a shorter row up, on its right.
+
+    Yields:
+        Positions of the batch's rows among `sequences`, and what `forward` gave for them, in float32.
+    """
+    import torch
+
+    for rows in batches([len(sequence) for sequence in sequences], compute.budget):
+        longest = max(len(sequences[row]) for row in rows)
+        ids = torch.full((len(rows), longest), padding, dtype=torch.long)
+        mask = torch.zeros((len(rows), longest), dtype=torch.long)
+        for place, row in enumerate(rows):
+            length = len(sequences[row])
+            ids[place, :length] = torch.as_tensor(sequences[row])
+            mask[place, :length] = 1
+        even = bool(mask.all())
+        with torch.inference_mode():
+            found = forward(ids.to(compute.device), None if even else mask.to(compute.device))
+        yield rows, found.float()
+
+
+def hidden_states(model: Any) -> Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]:
+    """`forward` for a transformers encoder: its last hidden states."""
+
+    def forward(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        # RoBERTa and its kin count positions from the ids themselves, so a missing mask is no trap.
+        return model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    return forward
