@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from unirg.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PretrainedConfig
 
 Precision = Literal["fp32", "bf16", "int8"]
 
@@ -101,3 +105,37 @@ def hidden_states(model: Any) -> Callable[[torch.Tensor, torch.Tensor | None], t
         return model(input_ids=ids, attention_mask=mask).last_hidden_state
 
     return forward
+
+
+def load_tokenizer(directory: Path, config: PretrainedConfig) -> Any:
+    """The tokenizer beside a model.
+
+    Raises:
+        UserError: it cannot be read, or is not of this model's vocabulary.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    except Exception as error:  # the Rust library raises plain Exception for a broken tokenizer.json
+        raise UserError(
+            f"cannot read the tokenizer in {directory} ({type(error).__name__}): name a complete directory"
+        ) from error
+    # Without its files transformers builds one of the special tokens alone, without a word.
+    if not len(tokenizer.all_special_ids) < len(tokenizer) <= config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {directory} has {len(tokenizer)} tokens and the model {config.vocab_size}: "
+            "they are not of one model; name a complete directory"
+        )
+    return tokenizer
+
+
+def token_ids(tokenizer: Any, texts: Sequence[str], limit: int) -> list[list[int]]:
+    """Ids of each text, special tokens included and kept where a longer text is cut to `limit` tokens.
+
+    A lone surrogate, which no encoding of text can hold, is read as "?".
+    """
+    if not texts:
+        return []
+    whole = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+    return tokenizer(whole, truncation=True, max_length=limit)["input_ids"]
