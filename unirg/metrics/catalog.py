@@ -7,13 +7,19 @@ evaluation and the command line look it up in.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import importlib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 
 from unirg.errors import UserError
 from unirg.metrics.chexprompt import CATEGORIES
 
+VERSION = 1
+"""Of the scores without a model and of the composed ones: raised when one of them computes otherwise."""
 TEXTS = "texts"
 """In `Score.scorer`: a plain function of the two texts."""
 JUDGE = "judge"
@@ -143,6 +149,16 @@ def lookup(name: str) -> Score:
     raise UserError(f"no score is named {name!r}: {hint}`unirg metrics list` shows them all")
 
 
+def check(names: Iterable[str]) -> None:
+    """Refuse a name that no score has.
+
+    Raises:
+        UserError: the first such name, with the nearest right one.
+    """
+    for name in names:
+        lookup(name)
+
+
 def with_parts(names: Iterable[str]) -> list[Score]:
     """The scores, each after the parts that it is made of, none twice."""
     found: dict[str, Score] = {}
@@ -151,3 +167,33 @@ def with_parts(names: Iterable[str]) -> list[Score]:
         found.update({part: lookup(part) for part in score.parts})
         found[name] = score
     return list(found.values())
+
+
+def scorers(names: Iterable[str]) -> list[str]:
+    """Names of the scorers with a model that the scores need, hence of the directories of weights."""
+    needed = dict.fromkeys(score.scorer for score in with_parts(names))
+    return [name for name in needed if name not in (TEXTS, JUDGE, COMPOSED)]
+
+
+def with_weights(names: Iterable[str]) -> list[str]:
+    """Those of the scores that need a scorer's weights."""
+    return [name for name in names if scorers([name])]
+
+
+def version(names: Iterable[str]) -> str:
+    """Digest of the versions of the code that computes the scores; their weights are not in it."""
+    versions = {
+        score.name: VERSION if score.scorer in (TEXTS, JUDGE, COMPOSED) else _module(score.scorer).VERSION
+        for score in with_parts(names)
+    }
+    return digest(versions)
+
+
+def _module(scorer: str) -> ModuleType:
+    """Where a scorer is; imported here, so that a name alone costs nothing."""
+    return importlib.import_module(f"unirg.metrics.{scorer.partition('-')[0]}")
+
+
+def digest(decisive: object) -> str:
+    """First 16 characters of the SHA-256 of JSON values that decide a score."""
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]

@@ -31,8 +31,11 @@ class TextScorer(Protocol):
 
     name: str
     """Unique; a directory of this name holds its weights."""
-    scores: tuple[str, ...]
-    """Names of the scores that `compare` gives."""
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of the scores that `compare` gives."""
+
     identity: str
     """Digest of the weights and of every setting that changes a score, precision included."""
     kept: Literal["texts", "pairs"]
