@@ -7,55 +7,144 @@ Only safetensors are read here: nothing that a hub or a mirror serves runs as co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from unirg import storage
+from unirg import artifact, storage
 from unirg.config import canonical_json
 from unirg.errors import UserError
+from unirg.metrics.weights_sources import SOURCES
 
 if TYPE_CHECKING:
     import torch
 
 RECORD = "source.json"
 """Where a scorer's files came from; no part of its identity."""
+_FETCH = "unirg weights fetch"
+STAGE = "weights"
+"""The stage whose artifact holds the weights of the toy scorers."""
 
 
-@dataclass(frozen=True)
-class Source:
-    """One public repository, and what of it a scorer needs."""
-
-    repository: str
-    """Its id on the Hugging Face hub; a mirror holds its files in a folder of this name."""
-    files: tuple[str, ...]
-    licence: str
-    folder: str = ""
-    """Below the scorer's directory."""
-    digests: tuple[tuple[str, str], ...] = ()
-    """(file, SHA-256) where one is publicly stated."""
-
-    @property
-    def page(self) -> str:
-        return f"https://huggingface.co/{self.repository}"
+def default_root() -> Path:
+    """Where weights lie if nothing is named, and where `unirg weights fetch` puts them."""
+    named = os.environ.get("UNIRG_WEIGHTS", "")
+    return storage.local_path(named) if named and storage.is_local(named) else _cache() / "weights"
 
 
-_MODEL = ("config.json", "model.safetensors")
-_SCORERS = "StanfordAIMI/RRG_scorers"
-_BERT = Source("google-bert/bert-base-uncased", ("config.json", "tokenizer.json"), "Apache-2.0")
+def _cache() -> Path:
+    return artifact.cache_root().absolute()
 
-SOURCES: dict[str, tuple[Source, ...]] = {
-    "chexbert": (Source(_SCORERS, ("chexbert.pth",), "MIT"), _BERT),
-    "radgraph": (Source(_SCORERS, ("radgraph.tar.gz",), "MIT"),),
-    "radgraph-xl": (Source(_SCORERS, ("radgraph-xl.tar.gz",), "MIT"),),
-    "bertscore": (Source("distilbert/distilroberta-base", _MODEL, "Apache-2.0"),),
-    "ratescore": (
-        Source("Angelakeke/RaTE-NER-Deberta", _MODEL, "MIT", "ner"),
-        Source("FremyCompany/BioLORD-2023-C", _MODEL, "IHTSDO and NLM (UMLS)", "synonyms"),
-    ),
-}
-"""By scorer, the main source first."""
+
+def local(source: str = "") -> Path:
+    """The local directory that holds `<scorer>/...`, downloaded where it is remote.
+
+    Args:
+        source: a directory, a prefix of object storage, or the URI of an artifact of stage `weights`;
+            empty: `$UNIRG_WEIGHTS`, else a folder of the cache.
+
+    Raises:
+        UserError: nothing is there, it cannot be reached, or what came is not what its record says.
+    """
+    source = source or os.environ.get("UNIRG_WEIGHTS") or str(default_root())
+    if storage.is_local(source):
+        path = storage.local_path(source)
+        manifest = (path / artifact.MANIFEST).is_file()
+        return artifact.open_artifact(source, STAGE).directory if manifest else path
+    with storage.explained(source):
+        fs, prefix = storage.open_fs(source)
+        # s3fs raises for no missing prefix, it lists nothing.
+        found = fs.find(prefix, detail=True) if fs.exists(prefix) else {}
+    files = {name[len(prefix.rstrip("/")) :].strip("/"): info for name, info in found.items()}
+    if artifact.MANIFEST in files:
+        return artifact.open_artifact(source, STAGE).directory
+    if not any(name.split("/")[0] in SOURCES for name in files):
+        raise UserError(f"no weights at {source}: expected are folders such as chexbert/, filled by {_FETCH}")
+    return _downloaded(source, files)
+
+
+def _downloaded(source: str, files: Mapping[str, Mapping[str, object]]) -> Path:
+    # Another content gives another listing, and so another copy: an old one is never served for a new one.
+    listing = {name: [info.get("size"), str(info.get("ETag", ""))] for name, info in files.items()}
+    key = storage.sha256(canonical_json({"source": source.rstrip("/"), "files": listing}))[:16]
+    target = _cache() / "weights-from" / key
+    with alone(target):
+        if not target.is_dir():
+            with whole(target) as work:
+                _download(source, files, work)
+    return target
+
+
+def _download(source: str, names: Iterable[str], work: Path) -> None:
+    for name in names:
+        if ".." in name.split("/"):
+            raise UserError(f"{source} holds an object named {name}: no file of a scorer is called so")
+        storage.download(storage.join(source, name), work / name)
+    for scorer in sorted({name.split("/")[0] for name in names}):
+        record = read_record(work / scorer)
+        if record.get("identity", "") not in ("", identity(work / scorer)):
+            raise UserError(
+                f"{storage.join(source, scorer)} is altered: its files are not those that its {RECORD} "
+                f"records; put them there anew, from {_FETCH} {scorer}"
+            )
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Work on `target` while no other process does; a second one waits."""
+    with storage.explained(str(target.parent)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # flock dies with its holder; the empty file stays (a lock file that is removed can be held by two).
+        with target.with_name(f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+@contextmanager
+def scratch(target: Path, name: str) -> Iterator[Path]:
+    """An empty directory beside `target`, gone afterwards; what a killed process left goes first."""
+    path = target.with_name(f".{target.name}.{name}")
+    shutil.rmtree(path, ignore_errors=True)
+    try:
+        path.mkdir()
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A directory to fill, which becomes `target` at the end, or nothing does; only within `alone`.
+
+    Where the same files are there already, only the record of their source is replaced.
+    """
+    with scratch(target, "work") as work, scratch(target, "old") as old:
+        yield work
+        for path in work.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if target.is_dir() and identity(target) == identity(work):
+            if (work / RECORD).is_file():
+                (work / RECORD).replace(target / RECORD)
+            return
+        if target.is_dir():
+            target.rename(old / target.name)
+        work.rename(target)
+
+
+def read_record(directory: Path) -> dict[str, Any]:
+    """What `source.json` says of a scorer's directory; empty where there is none to read."""
+    try:
+        found = json.loads((directory / RECORD).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def require(directory: Path, scorer: str, files: Sequence[str]) -> None:
@@ -69,7 +158,8 @@ def require(directory: Path, scorer: str, files: Sequence[str]) -> None:
         if path.is_file() and path.stat().st_size:
             continue
         state = "is empty" if path.is_file() else "is missing"
-        raise UserError(f"{path} {state}: {_origin(scorer, name)}get it with: unirg weights fetch {scorer}")
+        elsewhere = "" if directory.parent == default_root() else f" --to {directory.parent}"
+        raise UserError(f"{path} {state}: {_origin(scorer, name)}get it with: {_FETCH} {scorer}{elsewhere}")
 
 
 def _origin(scorer: str, name: str) -> str:
@@ -88,7 +178,7 @@ def identity(directory: Path) -> str:
         UserError: there is no such directory.
     """
     if not directory.is_dir():
-        raise UserError(f"{directory} is no directory with weights: get it with unirg weights fetch")
+        raise UserError(f"{directory} is no directory with weights: get it with {_FETCH} {directory.name}")
     files = {
         path.relative_to(directory).as_posix(): storage.sha256_file(path)
         for path in sorted(directory.rglob("*"))
@@ -111,7 +201,7 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
     except (SafetensorError, FileNotFoundError) as error:
         raise UserError(
-            f"cannot read the weights in {path} ({error}): fetch them again with unirg weights fetch --again"
+            f"cannot read the weights in {path} ({error}): get them anew with {_FETCH} {path.parent.name}"
         ) from error
 
 
@@ -147,6 +237,6 @@ def fit(
     if wrong:
         raise UserError(
             f"the weights in {origin} are not of this architecture: {len(wrong)} tensors do not fit "
-            f"({wrong[0]}); fetch them again with unirg weights fetch, or name a complete directory"
+            f"({wrong[0]}); fetch them again with {_FETCH}, or name a complete directory"
         )
     module.load_state_dict(given)
