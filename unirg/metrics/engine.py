@@ -220,7 +220,7 @@ def _loaded(name: str, directory: Path, compute: Compute) -> TextScorer:
         return RaTEScore(directory, compute)
     from unirg.metrics.radgraph import RadGraph
 
-    return RadGraph(directory, compute, name=name)
+    return RadGraph(directory, compute, name="radgraph-xl" if name == "radgraph-xl" else "radgraph")
 
 
 def _windows(pairs: Iterable[Pair], count: int) -> Iterator[list[Pair]]:

@@ -38,8 +38,10 @@ class TextScorer(Protocol):
 
     identity: str
     """Digest of the weights and of every setting that changes a score, precision included."""
-    kept: Literal["texts", "pairs"]
-    """What the cache keeps on disk: features where they are small, else the scores of pairs."""
+
+    @property
+    def kept(self) -> Literal["texts", "pairs"]:
+        """What the cache keeps on disk: features where they are small, else the scores of pairs."""
 
     def read(self, texts: Sequence[str]) -> list[Feature]:
         """The feature of each text, in order. Any text is valid: empty, emoji, or far too long."""
