@@ -29,6 +29,9 @@ Named = Annotated[list[str] | None, typer.Option(help="NAME=URI; may be given se
 STORE = "runs/store"
 INTERRUPTED = 130
 
+weights_app = typer.Typer(no_args_is_help=True, help="Weights of the metrics' models: fetch them, list them.")
+app.add_typer(weights_app, name="weights")
+
 
 @app.command()
 def stage(overrides: Overrides = None, recipe: Recipe = None, store: Store = STORE) -> None:
@@ -126,6 +129,44 @@ def report(
     made = report(settings, evaluated, opened, _named(predictions), _named(checkpoint), store)
     _done(made)
     print(made.path("report.html"))
+
+
+@weights_app.command("fetch")
+def fetch_weights(
+    names: Annotated[list[str] | None, typer.Argument(help="Scorers, such as chexbert; none = all.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="A mirror of the original files: folder, s3://… or tar; else the hub."),
+    ] = None,
+    to: Annotated[str, typer.Option(help="Folder to fill; else $UNIRG_WEIGHTS, else the cache's.")] = "",
+    accept: Annotated[bool, typer.Option("--accept", help="Take files with another digest.")] = False,
+) -> None:
+    """Original public checkpoints -> directories that the metrics read, checked and converted once."""
+    from unirg import storage
+    from unirg.metrics import weights, weights_fetch
+
+    root = storage.local_path(to) if to else weights.default_root()
+    for name in weights_fetch.known(names or ()):
+        print(f"{name}: {', '.join(weights_fetch.pages(name))}", file=sys.stderr, flush=True)
+        made = weights_fetch.fetch(name, root, source, accept)
+        print(f"{name}: ready, identity {weights.identity(made)[:16]}", file=sys.stderr, flush=True)
+        print(made, flush=True)
+
+
+@weights_app.command("list")
+def list_weights(
+    source: Annotated[
+        str,
+        typer.Option("--weights", help="Folder, s3://… or artifact; else $UNIRG_WEIGHTS, else the cache's."),
+    ] = "",
+) -> None:
+    """Which scorers have weights, from where, under which licence; and how to get the others."""
+    from unirg.metrics import weights
+
+    root = weights.local(source)
+    print(root)
+    for line in weights.listing(root):
+        print(line)
 
 
 def _named(pairs: list[str] | None) -> dict[str, artifact.Artifact]:

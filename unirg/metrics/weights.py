@@ -147,6 +147,23 @@ def read_record(directory: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def listing(root: Path) -> Iterator[str]:
+    """A line on each scorer: its identity, source and licences, or the command that gets it."""
+    for scorer, sources in SOURCES.items():
+        directory = root / scorer
+        record = read_record(directory)
+        licences = record.get("licences") or {}
+        if not directory.is_dir():
+            licences = {source.repository: source.licence for source in sources}
+            state = f"missing; get it with: {_FETCH} {scorer}"
+        elif record.get("identity", "") not in ("", found := identity(directory)):
+            state = f"altered since it was fetched; get it anew with: {_FETCH} {scorer}"
+        else:
+            state = f"{found[:16]}, from {record.get('source', 'an unknown source')}"
+        under = "; ".join(f"{repository}: {licence}" for repository, licence in licences.items())
+        yield f"{scorer}: {state}" + (f" ({under})" if under else "")
+
+
 def require(directory: Path, scorer: str, files: Sequence[str]) -> None:
     """Refuse a scorer's directory that lacks one of its files.
 

@@ -54,6 +54,10 @@ def known(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names)) or list(SOURCES)
 
 
+def pages(name: str) -> list[str]:
+    return [source.page for source in SOURCES[name]]
+
+
 def fetch(name: str, destination: Path, source: str | None = None, accept: bool = False) -> Path:
     """Make `<destination>/<name>/` of the original public files, whole or not at all.
 
