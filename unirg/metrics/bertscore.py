@@ -29,7 +29,15 @@ from unirg import storage
 from unirg.config import Config, canonical_json
 from unirg.errors import UserError
 from unirg.metrics import weights
-from unirg.metrics.encoder import Compute, hidden_states, load_tokenizer, prepared, run, token_ids
+from unirg.metrics.encoder import (
+    Compute,
+    hidden_states,
+    load_config,
+    load_tokenizer,
+    prepared,
+    run,
+    token_ids,
+)
 from unirg.metrics.scorer import Row
 
 if TYPE_CHECKING:
@@ -81,7 +89,7 @@ class BertScore:
         from transformers import RobertaConfig
 
         weights.require(directory, self.name, _FILES)
-        config = RobertaConfig.from_pretrained(directory)
+        config = load_config(RobertaConfig, directory)
         self._setting = _setting(directory / "bertscore.json", config.num_hidden_layers)
         self._compute = compute
         self._tokenizer = load_tokenizer(directory, config)

@@ -24,7 +24,7 @@ from unirg import storage
 from unirg.config import canonical_json
 from unirg.metrics import weights
 from unirg.metrics.conditions import POSITIVE, UNCERTAIN
-from unirg.metrics.encoder import Compute, load_tokenizer, prepared, run, token_ids
+from unirg.metrics.encoder import Compute, load_config, load_tokenizer, prepared, run, token_ids
 from unirg.metrics.findings_terms import CONDITIONS
 from unirg.metrics.scorer import Row
 
@@ -129,7 +129,7 @@ def load_network(directory: Path) -> CheXbertNetwork:
 
     from unirg.metrics.chexbert_network import CheXbertNetwork
 
-    network = CheXbertNetwork(BertConfig.from_pretrained(directory)).float()
+    network = CheXbertNetwork(load_config(BertConfig, directory)).float()
     path = directory / "model.safetensors"
     # The public checkpoint also holds BERT's pooler, which CheXbert never asks, and a table of positions.
     weights.fit(network, weights.load_tensors(path), path, ("bert.pooler.", "bert.embeddings.position_ids"))

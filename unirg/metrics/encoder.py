@@ -7,6 +7,7 @@ bits of a sum.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,10 @@ def prepared(model: torch.nn.Module, compute: Compute) -> torch.nn.Module:
         if compute.device != "cpu":
             raise ValueError(f"int8 runs on CPUs, not on {compute.device}")
         quantize: Callable[..., torch.nn.Module] = torch.ao.quantization.quantize_dynamic
-        return quantize(model, {torch.nn.Linear}, dtype=torch.qint8)
+        with warnings.catch_warnings():
+            # torch 2.13 calls this deprecated; what it names instead, torchao, is no dependency of ours.
+            warnings.simplefilter("ignore")
+            return quantize(model, {torch.nn.Linear}, dtype=torch.qint8)
     return model.float()
 
 
@@ -105,6 +109,20 @@ def hidden_states(model: Any) -> Callable[[torch.Tensor, torch.Tensor | None], t
         return model(input_ids=ids, attention_mask=mask).last_hidden_state
 
     return forward
+
+
+def load_config(kind: type[PretrainedConfig], directory: Path) -> Any:
+    """The configuration of a model, of the given class.
+
+    Raises:
+        UserError: its config.json cannot be read.
+    """
+    try:
+        return kind.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {directory / 'config.json'} ({type(error).__name__}): name a complete directory"
+        ) from error
 
 
 def load_tokenizer(directory: Path, config: PretrainedConfig) -> Any:

@@ -6,14 +6,15 @@ two pickled models beside it): BLEU-2, BERTScore of distilroberta-base rescaled 
 as the cosine of CheXbert's embeddings, RadGraph-F1 as the mean of the F1 of entities and of relations. A
 score a study, then the mean over studies; boards show 1 / mean.
 
-v1 standardises each metric with the mean and scale of its 160 fitted samples, then adds
-weight x standardised metric. v0 standardises too; its form here is the same with the scaling multiplied out.
+v1 standardises each metric with the mean and scale of the 160 samples it was fitted on, then adds weight x
+standardised metric. v0 rescales its metrics too; its form here is the same with the rescaling multiplied out.
 Missing is NaN, and a study that lacks one of the metrics has none: NaN.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,15 +38,15 @@ def radcliq_v1(
     BLEU-2 has a weight of 1e-11, that is none.
     """
     columns = _columns(radgraph, bertscore, sembscore, bleu2)
-    standard = (columns - np.array(_MEAN)) / np.array(_SCALE)
-    return standard @ np.array(_WEIGHT) + _INTERCEPT
+    standard = [(column - mean) / scale for column, mean, scale in zip(columns, _MEAN, _SCALE, strict=True)]
+    return _weighted(standard, _WEIGHT) + _INTERCEPT
 
 
 def radcliq_v0(
     radgraph: ArrayLike, bertscore: ArrayLike, sembscore: ArrayLike, bleu2: ArrayLike
 ) -> NDArray[np.float64]:
     """RadCliQ-v0 of each study, from columns of equal length (or numbers)."""
-    return _columns(radgraph, bertscore, sembscore, bleu2) @ np.array(_WEIGHT_V0) + _INTERCEPT_V0
+    return _weighted(_columns(radgraph, bertscore, sembscore, bleu2), _WEIGHT_V0) + _INTERCEPT_V0
 
 
 def board_value(mean: float) -> float | None:
@@ -60,6 +61,11 @@ def board_value(mean: float) -> float | None:
     return 1 / mean if math.isfinite(mean) and mean else None
 
 
-def _columns(*columns: ArrayLike) -> NDArray[np.float64]:
-    """The columns side by side, (..., 4)."""
-    return np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=-1)
+def _columns(*columns: ArrayLike) -> list[NDArray[np.float64]]:
+    return [np.asarray(column, dtype=np.float64) for column in columns]
+
+
+def _weighted(columns: Sequence[NDArray[np.float64]], weights: Sequence[float]) -> NDArray[np.float64]:
+    # No product of matrices: its last bits would depend on how many studies there are.
+    first, *rest = (column * weight for column, weight in zip(columns, weights, strict=True))
+    return sum(rest, start=first)
