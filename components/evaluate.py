@@ -14,6 +14,7 @@ def evaluate(
     predictions: dict,
     checkpoints: dict,
     judge_url: str,
+    weights: str,
     tracking_uri: str,
     traceparent: str,
 ) -> str:
@@ -27,6 +28,7 @@ def evaluate(
         predictions: URI of the predictions of each system, by its name.
         checkpoints: URI of the checkpoint of each system that has one, by its name.
         judge_url: OpenAI-compatible endpoint that counts errors.
+        weights: URI of the scorers' weights.
         tracking_uri: MLflow's tracking URI; empty writes no metrics store.
         traceparent: W3C trace context of the run.
     """
@@ -36,6 +38,5 @@ def evaluate(
     telemetry.join_trace(traceparent)
     settings = config.load(EvaluateConfig, recipe, overrides, judge_url=judge_url, tracking_uri=tracking_uri)
     opened = artifact.open_artifact(cohort, "cohort")
-    return evaluate(
-        settings, opened, artifact.open_all(predictions), artifact.open_all(checkpoints), store
-    ).uri
+    systems = artifact.open_all(predictions), artifact.open_all(checkpoints)
+    return evaluate(settings, opened, *systems, store, artifact.open_artifact(weights, "weights")).uri

@@ -14,6 +14,7 @@ def train(
     cohort: str,
     parent: str,
     judge_url: str,
+    weights: str,
     traceparent: str,
 ) -> str:
     """Train a policy; returns the checkpoint's URI.
@@ -26,10 +27,11 @@ def train(
         cohort: URI of the cohort.
         parent: URI of the checkpoint to start from; empty for base.
         judge_url: OpenAI-compatible endpoint that counts errors, for recipes that reward them.
+        weights: URI of the scorers' weights, for recipes that reward clinical metrics; empty for none.
         traceparent: W3C trace context of the run.
     """
     from unirg import telemetry
     from unirg.training import train
 
     telemetry.join_trace(traceparent)
-    return train(algorithm, recipe, overrides, cohort, parent, store, judge_url).uri
+    return train(algorithm, recipe, overrides, cohort, parent, store, judge_url, weights).uri

@@ -196,17 +196,21 @@ def print_summary(report: Artifact, side: Path, seconds: float) -> None:
 
 def headline(data: dict[str, Any]) -> Iterator[str]:
     """Lines of a table: each system's means, with 95% intervals, on the held-out and zero-shot studies."""
-    from unirg.evaluation.aggregates import HEADLINE, METRICS
+    from unirg.evaluation.aggregates import shown_first
 
+    shown = shown_first(data["metrics"])
+    labels = "".join(f"  {data['metrics'][metric]['label']:>22}" for metric in shown)
     wide = max(len(name) for name in data["headline"])
     for split, title in (("test", "held-out studies"), ("zero_shot", "zero-shot institutions")):
         rows = {name: found[split] for name, found in data["headline"].items() if found[split]}
         if not rows:
             continue
-        yield f"{title:{wide}}" + "".join(f"  {METRICS[metric].label:>22}" for metric in HEADLINE)
+        yield f"{title:{wide}}{labels}"
         for name, numbers in rows.items():
-            yield f"{name:{wide}}" + "".join(f"  {interval(numbers.get(metric)):>22}" for metric in HEADLINE)
+            yield f"{name:{wide}}" + "".join(f"  {interval(numbers.get(metric)):>22}" for metric in shown)
         yield ""
+    if data["scorers"]:
+        yield f"Scores that rest on a model are by: {data['scorers']}."
     yield f"Errors are counted by: {data['judge'] or 'no judge'}. Research use, not for diagnosis."
 
 

@@ -1,4 +1,4 @@
-"""The paper's whole recipe: stage -> SFT -> GRPO step 1 -> step 2 -> serve -> score -> evaluate -> report."""
+"""The paper's whole recipe: stage, weights, SFT, GRPO in two steps, serve, score, evaluate, report."""
 
 from kfp import dsl
 
@@ -8,6 +8,7 @@ import components.score
 import components.serve
 import components.stage
 import components.train
+import components.weights
 
 PERMUTED = ("images permuted", ["permute_images=1", "splits=[test]"])
 """The control: a policy shown other studies' images. A score as good as with their own would mean that it
@@ -52,9 +53,11 @@ def train(
     cohort = component(
         components.stage.stage, "stage", "stage", overrides=stage_overrides, data=data, hold_out=hold_out
     )
+    weights = component(components.weights.weights, "weights", "weights")
+    judged = {"judge_url": judge_url, "weights": weights}
 
     def trained(algorithm, step, parent):  # type: ignore[no-untyped-def]
-        given = {"algorithm": algorithm, "cohort": cohort, "parent": parent, "judge_url": judge_url}
+        given = {"algorithm": algorithm, "cohort": cohort, "parent": parent, **judged}
         return component(components.train.train, f"train {step}", step, **given)
 
     policies = {"untrained": trained("base", "base", "")}
@@ -77,8 +80,8 @@ def train(
         components.evaluate.evaluate,
         "evaluate",
         "evaluate",
-        judge_url=judge_url,
         tracking_uri=tracking_uri,
+        **judged,
         **results,
     )
     return component(components.report.report, "report", "report", evaluation=evaluation, **results)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unirg import __version__, artifact, config, telemetry
+from unirg import __version__, artifact, cli_metrics, config, telemetry
 from unirg.errors import UserError
 
 app = typer.Typer(
@@ -26,11 +26,13 @@ Recipe = Annotated[str | None, typer.Option(help="A shipped recipe such as toy/s
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings over the recipe: key=value …")]
 Cohort = Annotated[str, typer.Option(help="URI of the cohort.")]
 Named = Annotated[list[str] | None, typer.Option(help="NAME=URI; may be given several times.")]
+Weights = Annotated[str, typer.Option(help="URI of the scorers' weights (`unirg weights make`).")]
 STORE = "runs/store"
 INTERRUPTED = 130
 
 weights_app = typer.Typer(no_args_is_help=True, help="Weights of the metrics' models: fetch them, list them.")
 app.add_typer(weights_app, name="weights")
+app.add_typer(cli_metrics.app, name="metrics")
 
 
 @app.command()
@@ -50,11 +52,12 @@ def train(
     recipe: Recipe = None,
     store: Store = STORE,
     judge_url: Annotated[str, typer.Option(help="Endpoint that counts errors (CheXprompt).")] = "",
+    weights: Weights = "",
 ) -> None:
     """Cohort and parent policy -> checkpoint."""
     from unirg.training import train
 
-    _done(train(algorithm, recipe, overrides or (), cohort, parent, store, judge_url))
+    _done(train(algorithm, recipe, overrides or (), cohort, parent, store, judge_url, weights))
 
 
 @app.command()
@@ -99,6 +102,7 @@ def evaluate(
     store: Store = STORE,
     judge_url: Annotated[str, typer.Option(help="Endpoint that counts errors (CheXprompt).")] = "",
     tracking_uri: Annotated[str, typer.Option(help="MLflow's tracking URI.")] = "",
+    weights: Weights = "",
 ) -> None:
     """Predictions -> evaluation: metrics with intervals, beside the baselines."""
     from unirg.evaluation.evaluate import EvaluateConfig, evaluate
@@ -107,7 +111,8 @@ def evaluate(
         EvaluateConfig, recipe, overrides or (), judge_url=judge_url, tracking_uri=tracking_uri
     )
     opened = artifact.open_artifact(cohort, "cohort")
-    _done(evaluate(settings, opened, _named(predictions), _named(checkpoint), store))
+    scorers = artifact.open_artifact(weights, "weights") if weights else None
+    _done(evaluate(settings, opened, _named(predictions), _named(checkpoint), store, scorers))
 
 
 @app.command()

@@ -65,7 +65,7 @@ def made(world: World, judge_url: str, hostile: bool = False) -> tuple[Artifact,
     wrong = {study_id: f"Findings: {bad or 'Normal.'}" for study_id in answers}
     lost = {"zero000-0": f"HTTP 500 {bad}"}
     answers.pop("zero000-0")
-    inputs = {
+    inputs: dict[str, Any] = {
         "predictions": {
             names[0]: world.predictions("untrained", cohort, wrong, model=untrained),
             names[1]: world.predictions("sft", cohort, answers, lost, model=sft),
@@ -79,10 +79,10 @@ def made(world: World, judge_url: str, hostile: bool = False) -> tuple[Artifact,
         judge_model="offline-judge",
         judge_url=judge_url,
     )
-    inputs["evaluation"] = evaluate(config, cohort, **inputs, store=str(world.store))  # type: ignore[assignment]
-    inputs["cohort"] = cohort  # type: ignore[assignment]
+    inputs["evaluation"] = evaluate(config, cohort, **inputs, store=str(world.store))
+    inputs["cohort"] = cohort
     title = f"Report {bad}" if hostile else "Report"
-    return report(ReportConfig(title=title), **inputs, store=str(world.store)), inputs  # type: ignore[arg-type]
+    return report(ReportConfig(title=title), **inputs, store=str(world.store)), inputs
 
 
 Made = tuple[Artifact, dict[str, Any]]

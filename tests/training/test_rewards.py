@@ -1,9 +1,10 @@
-"""Rewards: a number for every completion, or a stop that names the metric and the study."""
+"""Rewards: a number for every completion, or a stop that names the score and the study."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from unirg import processes
 from unirg.errors import UserError
 from unirg.metrics.bleu import bleu
 from unirg.metrics.chexprompt import Judge
+from unirg.metrics.engine import Engine, Scored
+from unirg.metrics.reward import PAPER
 from unirg.metrics.rouge import rouge_l
-from unirg.training import rewards
-from unirg.training.rewards import error_rewards, finite, reward_functions
+from unirg.training.grpo import GRPOConfig, grpo
+from unirg.training.rewards import reward_functions
 
 
 @pytest.fixture(scope="module")
@@ -32,81 +35,128 @@ def completions(*texts: str) -> list[Any]:
     return [[{"role": "assistant", "content": text}] for text in texts]
 
 
-def called(metric: Any, *pairs: tuple[str, str]) -> list[float]:
-    (reward,) = reward_functions({metric: 1.0}, judge=None)
+def called(name: str, *pairs: tuple[str, str], judge: Judge | None = None) -> list[float]:
+    (reward,) = reward_functions({name: 1.0}, Engine([name], judge=judge))
     texts, references = zip(*pairs, strict=True)
     ids = [f"s{number}" for number in range(len(pairs))]
     return reward(completions(*texts), reference=list(references), study_id=ids, prompts=[], step=3)
 
 
-def test_there_is_one_function_per_metric_in_the_order_of_the_weights() -> None:
-    made = reward_functions({"rouge_l": 0.1, "bleu2": 0.9}, judge=None)
+class Says:
+    """An engine that gives what a test tells it to, and counts its passes."""
+
+    def __init__(self, *rows: Scored) -> None:
+        self.rows, self.passes = rows, 0
+
+    def score(self, pairs: list[tuple[str, str]]) -> Iterator[Scored]:
+        self.passes += 1
+        return iter(self.rows)
+
+
+def test_there_is_one_function_per_score_in_the_order_of_the_weights() -> None:
+    made = reward_functions({"rouge_l": 0.1, "bleu2": 0.9}, Engine(["rouge_l", "bleu2"]))
     assert [reward.__name__ for reward in made] == ["rouge_l", "bleu2"]
 
 
-@pytest.mark.parametrize(("metric", "score"), [("bleu2", bleu), ("rouge_l", rouge_l)])
-def test_a_reward_is_the_metric_of_candidate_and_reference(metric: str, score: Any) -> None:
+@pytest.mark.parametrize(("name", "score"), [("bleu2", bleu), ("rouge_l", rouge_l)])
+def test_a_reward_is_the_score_of_candidate_and_reference(name: str, score: Any) -> None:
     pairs = [
         ("the lungs are clear", "the lungs are clear"),
         ("clear lungs here", "the lungs are clear"),
         ("", "x"),
     ]
-    assert called(metric, *pairs) == [score(*pair) for pair in pairs]
-    assert called(metric, pairs[0])[0] == pytest.approx(1)
+    assert called(name, *pairs) == [score(*pair) for pair in pairs]
+    assert called(name, pairs[0])[0] == pytest.approx(1)
 
 
 @given(st.lists(st.tuples(st.text(max_size=30), st.text(min_size=1, max_size=30)), min_size=1, max_size=4))
 def test_any_text_a_policy_may_write_has_a_finite_reward(pairs: list[tuple[str, str]]) -> None:
-    for metric in ("bleu2", "rouge_l"):
-        assert all(0 <= value <= 1 + 1e-9 for value in called(metric, *pairs))
+    for name in ("bleu2", "rouge_l"):
+        assert all(0 <= value <= 1 + 1e-9 for value in called(name, *pairs))
+
+
+def test_all_rewards_of_a_batch_come_from_one_pass_and_the_next_batch_from_another() -> None:
+    engine: Any = Says(Scored({"bertscore": 0.5, "radgraph": 0.25}, {}))
+    functions = reward_functions({"bertscore": 0.370, "radgraph": 0.377}, engine)
+    batch = {"reference": ["r"], "study_id": ["s0"]}
+    assert [function(completions("a"), **batch) for function in functions] == [[0.5], [0.25]]
+    assert engine.passes == 1
+    functions[0](completions("b"), **batch)
+    assert engine.passes == 2
+
+
+def test_what_is_better_when_lower_is_rewarded_negated_and_errors_as_the_paper_does() -> None:
+    engine: Any = Says(Scored({"radcliq_v1": 1.5, "errors": 3.0}, {}))
+    radcliq, errors = reward_functions({"radcliq_v1": 1.0, "errors": 0.5}, engine)
+    batch = {"reference": ["r"], "study_id": ["s0"]}
+    assert radcliq(completions("a"), **batch) == [-1.5]
+    assert errors(completions("a"), **batch) == [1 / 4]
 
 
 @pytest.mark.parametrize(
-    ("value", "found"),
-    [(None, "missing"), (float("nan"), "nan"), (float("inf"), "inf"), (float("-inf"), "-inf")],
+    ("row", "found"),
+    [
+        (Scored({}, {"errors": "HTTP 500"}), r"missing \(HTTP 500\)"),
+        (Scored({"errors": float("nan")}, {}), "nan"),
+        (Scored({"errors": float("inf")}, {}), "inf"),
+    ],
 )
-def test_what_is_no_number_stops_naming_the_metric_and_the_study(value: float | None, found: str) -> None:
-    with pytest.raises(UserError, match=f"reward errors of study s7 is {found}: training stops .*run again"):
-        finite("errors", "s7", value)
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False))
-def test_a_number_passes_as_it_is(value: float) -> None:
-    assert finite("bleu2", "s1", value) == value
-
-
-def test_one_bad_value_among_many_names_its_own_study_and_no_text() -> None:
-    reward = rewards._reward("radgraph", lambda pairs: [0.5, None, 0.5])
-    with pytest.raises(UserError, match="reward radgraph of study s1 is missing") as stopped:
+def test_what_is_no_number_stops_naming_the_score_and_the_study_and_no_text(row: Scored, found: str) -> None:
+    fine = Scored({"errors": 1.0}, {})
+    engine: Any = Says(fine, row, fine)
+    (reward,) = reward_functions({"errors": 0.5}, engine)
+    told = f"reward errors of study s1 is {found}: training stops .*run again"
+    with pytest.raises(UserError, match=told) as stopped:
         reward(completions(CANARY, CANARY, CANARY), reference=[CANARY] * 3, study_id=["s0", "s1", "s2"])
     assert CANARY not in everything_shown(stopped.value)
 
 
-def test_a_metric_that_loses_a_value_is_not_zipped_short() -> None:
-    reward = rewards._reward("radgraph", lambda pairs: [0.5])
+def test_an_engine_that_loses_a_pair_is_not_zipped_short() -> None:
+    engine: Any = Says(Scored({"bleu2": 0.5}, {}))
+    (reward,) = reward_functions({"bleu2": 1.0}, engine)
     with pytest.raises(ValueError, match="shorter"):
         reward(completions("a", "b"), reference=["a", "b"], study_id=["s0", "s1"])
 
 
-def test_errors_need_a_judge() -> None:
-    with pytest.raises(UserError, match="the reward `errors` needs a judge: set judge_url"):
-        reward_functions({"errors": 0.5}, judge=None)
-
-
-def test_errors_are_rewarded_as_the_paper_does(judge: Judge) -> None:
+def test_errors_are_counted_by_the_judge(judge: Judge) -> None:
     same = "Findings: Cardiomegaly. Large left pleural effusion."
     other = "Findings: Normal heart. No pleural effusion."
-    right, wrong = error_rewards(judge, [(same, same), (other, same)])
+    right, wrong = called("errors", (same, same), (other, same), judge=judge)
     assert right == 1
-    assert wrong is not None
     assert 0 < wrong <= 1 / 2
-    (reward,) = reward_functions({"errors": 0.5}, judge)
-    assert reward(completions(same), reference=[same], study_id=["s0"]) == [1.0]
 
 
 def test_a_judge_that_is_gone_stops_training() -> None:
     gone = Judge("http://127.0.0.1:9/v1", "offline-judge", retries=0)
-    (reward,) = reward_functions({"errors": 0.5}, gone)
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9") as stopped:
-        reward(completions(CANARY), reference=[CANARY], study_id=["s0"])
+        called("errors", (CANARY, CANARY), judge=gone)
     assert CANARY not in everything_shown(stopped.value)
+
+
+def test_the_default_rewards_are_the_papers_first_step() -> None:
+    assert (
+        GRPOConfig().rewards
+        == PAPER
+        == {**{"bleu2": 0.0, "bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("rewards", "told"),
+    [
+        ({"radgraph": 1.0}, "the reward `radgraph` needs its scorer's weights: .*unirg weights make"),
+        ({"errors": 1.0}, "the reward `errors` needs a judge: set judge_url"),
+    ],
+)
+def test_what_a_reward_needs_is_asked_for_before_any_work(
+    rewards: dict[str, float], told: str, tmp_path: Path
+) -> None:
+    settings = GRPOConfig(rewards=rewards)
+    made: Any = "0" * 64  # a digest: nothing of the inputs is opened
+    with pytest.raises(UserError, match=told):
+        grpo(settings, made, made, str(tmp_path))
+
+
+def test_an_unknown_reward_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean bertscore"):
+        GRPOConfig(rewards={"bert_score": 1.0})

@@ -1,7 +1,7 @@
 """Scores -> means with intervals, paired comparisons, and the list of what was not scored.
 
 The result is plain data, written as `aggregates.json`:
-    metrics      name -> label, direction, whether the judge's numbers are in it
+    metrics      name -> label, direction, whether the judge's or a scorer's numbers are in it
     systems      in the order shown: name, kind, note
     groups       split x corpus x institution (null = all): studies and patients
     values       one record per (system, group, setting, metric): mean, low, high, n, missing
@@ -16,18 +16,19 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from unirg.artifact import Artifact
 from unirg.evaluation.candidates import SETTINGS
-from unirg.evaluation.scores import METRICS, NO_JUDGE, Scores
+from unirg.evaluation.scores import Metric, Scores
 from unirg.evaluation.statistics import Intervals, bootstrap, excludes_zero, paired
+from unirg.metrics.verdicts import NO_JUDGE
 
 FILE = "aggregates.json"
-HEADLINE = ("composite", "bleu2", "rouge_l", "errors")
 HEADLINE_SPLITS = ("test", "zero_shot")
 _LISTED = 200
 """Uneven studies named in the JSON; all of them are in scores.parquet."""
@@ -49,10 +50,7 @@ def aggregate(
             target = compared if "difference" in record else values
             target.append(group | record)
     return {
-        "metrics": {
-            name: {"label": m.label, "higher_is_better": m.higher_is_better, "judged": m.judged}
-            for name, m in METRICS.items()
-        },
+        "metrics": {name: asdict(metric) for name, metric in scores.metrics.items()},
         "systems": [{"name": s.name, "kind": s.kind, "note": s.note} for s in scores.systems],
         "groups": groups,
         "values": values,
@@ -66,6 +64,13 @@ def aggregate(
 def read(evaluation: Artifact) -> dict[str, Any]:
     """The aggregates of an evaluation."""
     return dict(json.loads(evaluation.path(FILE).read_bytes()))
+
+
+def shown_first(measured: Mapping[str, Any]) -> tuple[str, ...]:
+    """The metrics of the headline: the paper's rewards where a model scores, else those without a model."""
+    clinical = [name for name in ("bertscore", "sembscore", "radgraph") if name in measured]
+    plain = [name for name in ("bleu2", "rouge_l") if name in measured]
+    return ("composite", *(clinical or plain), "errors")
 
 
 def _groups(scores: Scores) -> Iterator[tuple[dict[str, str | None], np.ndarray]]:
@@ -95,8 +100,8 @@ def _estimates(
     for setting in SETTINGS:
         kept = np.flatnonzero(rows & scores.eligible(setting)).tolist()
         patients = [f"{scores.studies[i].corpus}/{scores.studies[i].patient_id}" for i in kept]
-        single = [(name, metric) for name in names for metric in METRICS]
-        double = [(a, b, metric) for a, b in pairs for metric in METRICS]
+        single = [(name, metric) for name in names for metric in scores.metrics]
+        double = [(a, b, metric) for a, b in pairs for metric in scores.metrics]
         columns = [scores.values[name, setting, metric][kept] for name, metric in single]
         columns += [
             paired(scores.values[a, setting, metric][kept], scores.values[b, setting, metric][kept])
@@ -111,7 +116,7 @@ def _estimates(
                 **{"a": a, "b": b, "setting": setting, "metric": metric},
                 **numbers,
                 "excludes_zero": excludes_zero(float(found.low[column]), float(found.high[column])),
-                "sentence": _sentence(a, b, metric, numbers),
+                "sentence": _sentence(a, b, scores.metrics[metric], numbers),
             }
 
 
@@ -130,7 +135,7 @@ def _json(value: float) -> float | None:
     return round(float(value), 6) + 0.0 if math.isfinite(value) else None
 
 
-def _sentence(a: str, b: str, metric: str, numbers: dict[str, float | int | None]) -> str:
+def _sentence(a: str, b: str, metric: Metric, numbers: dict[str, float | int | None]) -> str:
     """The comparison in plain words."""
     difference, low, high = numbers["difference"], numbers["low"], numbers["high"]
     if difference is None:
@@ -139,7 +144,7 @@ def _sentence(a: str, b: str, metric: str, numbers: dict[str, float | int | None
         return f"{a} and {b} share scored studies of one patient only: no interval."
     if not excludes_zero(low, high):
         return f"No difference shown between {a} and {b}: the interval includes zero."
-    better = (difference > 0) == METRICS[metric].higher_is_better
+    better = (difference > 0) == metric.higher_is_better
     return f"{a} is {'better' if better else 'worse'} than {b}: the interval excludes zero."
 
 
@@ -149,7 +154,7 @@ def _headline(scores: Scores, values: Sequence[dict[str, Any]]) -> dict[str, Any
     }
     for record in values:
         whole = record["corpus"] is None and record["institution"] is None
-        shown = record["split"] in HEADLINE_SPLITS and record["metric"] in HEADLINE
+        shown = record["split"] in HEADLINE_SPLITS and record["metric"] in shown_first(scores.metrics)
         if whole and shown and record["setting"] == "report":
             by_split = headline[record["system"]]
             numbers = {name: record[name] for name in ("mean", "low", "high", "n", "missing")}
@@ -175,7 +180,9 @@ def _unscored(scores: Scores) -> list[dict[str, Any]]:
 def _uneven(scores: Scores) -> dict[str, Any]:
     """Studies with a candidate from some systems and not from others, in the report setting."""
     names = [system.name for system in scores.systems]
-    missing = np.array([np.isnan(scores.values[name, "report", "bleu2"]) for name in names])
+    texts = [system.texts["report"] for system in scores.systems]
+    studies = [study.study_id for study in scores.studies]
+    missing = np.array([[study not in text for study in studies] for text in texts])
     rows = np.flatnonzero(missing.any(axis=0) & ~missing.all(axis=0))
     listed = [
         {

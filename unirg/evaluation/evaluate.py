@@ -10,10 +10,9 @@ import difflib
 import json
 import os
 from collections.abc import Mapping
-from typing import Literal
 
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unirg import artifact, telemetry
 from unirg.artifact import Artifact
@@ -22,9 +21,12 @@ from unirg.config import Config, operational
 from unirg.errors import UserError
 from unirg.evaluation import aggregates, candidates, tracking
 from unirg.evaluation import scores as scoring
+from unirg.metrics import catalog
 from unirg.metrics.chexprompt import Judge
+from unirg.metrics.encoder import Compute, Precision
+from unirg.metrics.engine import Engine
 
-VERSION = 1
+VERSION = 2
 STAGE = "evaluate"
 SCORES = "scores.parquet"
 
@@ -36,12 +38,14 @@ class EvaluateConfig(Config):
     """Order in which the systems are shown, each named once; empty: the alphabet's."""
     comparisons: tuple[tuple[str, str], ...] = ()
     """Pairs (a, b) of systems whose paired difference a - b is estimated; baselines may take part."""
-    composite: dict[Literal["bleu2", "rouge_l", "errors"], float] = {
-        "bleu2": 1 / 3,
-        "rouge_l": 1 / 3,
-        "errors": 1 / 3,
-    }
-    """Weights of the composite reward, named as in GRPO's `rewards`: `errors` weighs 1 / (errors + 1)."""
+    scores: tuple[str, ...] = ("bleu2", "rouge_l")
+    """What is measured beside the judge's errors (`unirg metrics list`); the default needs no weights."""
+    composite: dict[str, float] = {"bleu2": 1 / 3, "rouge_l": 1 / 3, "errors": 1 / 3}
+    """Weights of the composite reward, as GRPO's `rewards`."""
+    precision: Precision = "fp32"
+    """Precision of the scorers' encoders."""
+    device: str = operational("cpu")
+    """Where the scorers run, as torch names it."""
     resamples: int = Field(default=10_000, ge=100)
     """Bootstrap resamples of patients."""
     seed: int = 0
@@ -59,6 +63,11 @@ class EvaluateConfig(Config):
     experiment: str = operational("unirg")
     """MLflow experiment that the run is recorded in."""
 
+    @model_validator(mode="after")
+    def _known_scores(self) -> EvaluateConfig:
+        catalog.check([*self.scores, *self.composite])
+        return self
+
 
 @telemetry.verb("evaluate")
 def evaluate(
@@ -67,38 +76,55 @@ def evaluate(
     predictions: Mapping[str, Artifact],
     checkpoints: Mapping[str, Artifact],
     store: str,
+    weights: Artifact | None = None,
 ) -> Artifact:
     """Score every system and both baselines on the same studies.
 
     Args:
         predictions: system's name -> its predictions on the cohort.
         checkpoints: system's name -> the checkpoint it was served from, where there is one.
+        weights: the scorers' weights (stage `weights`); needed where a score has a model.
 
     Raises:
-        UserError: a name is unknown or reserved, predictions are of another cohort or checkpoint, the judge
-            is named without its URL or cannot be reached.
+        UserError: a name is unknown or reserved, predictions are of another cohort or checkpoint, the
+            scorers' weights are missing, the judge is named without its URL or cannot be reached.
     """
     order = _order(config, predictions, checkpoints)
     judge = _judge(config)
     inputs: dict[str, Artifact | str] = {"cohort": cohort}
     inputs |= {f"predictions:{name}": found for name, found in predictions.items()}
+    measured = scoring.metrics(config.scores, config.composite)
+    inputs["metrics"] = catalog.version(measured.keys() - {"composite"})
     if judge:
         inputs["judge"] = judge.identity
+    if weights:
+        inputs["weights"] = weights
     with artifact.draft(store, STAGE, VERSION, config, inputs) as draft:
         found = draft.committed
         if found is None:
             if judge and not config.judge_url:
                 raise UserError(f"judge_url is not set: name the endpoint that serves {config.judge_model}")
+            if weights is None and (named := catalog.with_weights(measured.keys() - {"composite"})):
+                raise UserError(
+                    f"{named[0]} needs its scorer's weights: name an artifact of stage weights "
+                    "(`unirg weights make` prints one)"
+                )
             opened = Cohort.open(cohort)
             studies = candidates.attempted(predictions, opened)
             systems = [candidates.policy(name, predictions[name], studies) for name in order]
             systems += candidates.baselines(opened, studies)
-            scores = scoring.score(
-                studies, systems, config.composite, judge, draft.scratch / "verdicts.jsonl"
+            engine = Engine(
+                [name for name, m in measured.items() if name != "composite" and (judge or not m.judged)],
+                weights=weights.uri if weights else "",
+                compute=Compute(config.precision, config.device),
+                cache=str(draft.scratch / "scores.sqlite"),
+                judge=judge,
             )
+            scores = scoring.score(studies, systems, measured, config.composite, engine)
             pq.write_table(scores.table(), draft.out / SCORES)
             data = aggregates.aggregate(scores, config.comparisons, config.resamples, config.seed)
             data |= {"judge": config.judge_model, "composite": config.composite}
+            data |= {"scorers": _scorers(weights), "identity": dict(engine.identity)}
             data |= {"resamples": config.resamples, "seed": config.seed}
             (draft.out / aggregates.FILE).write_text(
                 json.dumps(data, indent=1, sort_keys=True, allow_nan=False)
@@ -107,6 +133,13 @@ def evaluate(
     if config.tracking_uri:
         tracking.record(found, predictions, checkpoints, config.tracking_uri, config.experiment)
     return found
+
+
+def _scorers(weights: Artifact | None) -> str | None:
+    """Whose the scorers are, for every place that shows their numbers."""
+    if weights is None:
+        return None
+    return "toy scorers" if weights.manifest.config.get("source") == "toy" else "public weights"
 
 
 def _judge(config: EvaluateConfig) -> Judge | None:

@@ -1,17 +1,13 @@
-"""Every metric of every system on every study; a missing score is NaN and has its reason.
+"""Every score of every system on every study; a missing one is NaN and has its reason.
 
-The judge is asked once for each distinct pair of texts, and its verdicts are kept as they come (by digest,
-never with the texts), so that an evaluation that was killed goes on where it was.
+Scores come from the metric engine, which keeps what it computed (by digest, never with the texts), so that
+an evaluation that was killed goes on where it was, and asks the judge once for each distinct pair of texts.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,21 +15,16 @@ import pyarrow as pa
 from unirg import telemetry
 from unirg.evaluation.candidates import SETTINGS, Setting, System, reference
 from unirg.evaluation.statistics import Array
-from unirg.metrics.bleu import bleu
-from unirg.metrics.chexprompt import CATEGORIES, Errors, Judge, Verdict
-from unirg.metrics.rouge import rouge_l
+from unirg.metrics import catalog
+from unirg.metrics.catalog import CATALOG
+from unirg.metrics.chexprompt import CATEGORIES
+from unirg.metrics.engine import Engine, Scored
+from unirg.metrics.reward import composite
+from unirg.metrics.verdicts import NO_JUDGE
 from unirg.study import Study
 
-Pair = tuple[str, str]
-"""(candidate, reference)"""
-
-NO_JUDGE = "no judge configured"
-_CHUNK = 256
-"""Pairs between two writes to the verdicts kept: what a kill can cost."""
-
-
-Weights = Mapping[Literal["bleu2", "rouge_l", "errors"], float]
-"""Of the composite reward, under the names that training uses: `errors` weighs 1 / (errors + 1)."""
+ERRORS = ("errors", "errors_significant", *(f"errors_{name}" for name in CATEGORIES))
+"""The judge's scores; they stand in every evaluation, missing where no judge was asked."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +35,22 @@ class Metric:
     higher_is_better: bool
     judged: bool
     """Whether the judge's numbers are in it, so that its label names the judge."""
+    modelled: bool
+    """Whether a scorer's model is in it, so that its label names the scorers."""
 
 
-_JUDGED = {
-    "errors": Metric("Errors per report", False, True),
-    "errors_significant": Metric("Significant errors per report", False, True),
-    **{f"errors_{name}": Metric(name.replace("_", " ").capitalize(), False, True) for name in CATEGORIES},
-}
-METRICS: Mapping[str, Metric] = {
-    "composite": Metric("Composite reward", True, True),
-    "bleu2": Metric("BLEU-2", True, False),
-    "rouge_l": Metric("ROUGE-L", True, False),
-    **_JUDGED,
-}
+def metrics(scores: Sequence[str], weights: Mapping[str, float]) -> dict[str, Metric]:
+    """What an evaluation measures: the composite of `weights`, `scores`, the parts of both, the errors."""
+    names = dict.fromkeys([*scores, *(name for name in weights if name not in ERRORS), *ERRORS])
+    parts = [name for name, weight in weights.items() if weight]
+    return {"composite": Metric("Composite reward", True, *_origin(parts))} | {
+        name: Metric(CATALOG[name].label, CATALOG[name].higher_is_better, *_origin([name])) for name in names
+    }
+
+
+def _origin(names: Sequence[str]) -> tuple[bool, bool]:
+    """Whether any of the scores is the judge's, and whether any is of a scorer with a model."""
+    return any(name in ERRORS for name in names), bool(catalog.with_weights(names))
 
 
 @dataclass
@@ -65,6 +59,7 @@ class Scores:
 
     studies: Sequence[Study]
     systems: Sequence[System]
+    metrics: Mapping[str, Metric]
     references: Mapping[Setting, Sequence[str]]
     """What each study is compared with; empty where it has nothing in this setting."""
     values: dict[tuple[str, Setting, str], Array] = field(default_factory=dict)
@@ -83,7 +78,7 @@ class Scores:
             for name in names:
                 columns[name] = pa.array([getattr(study, name) for study in self.studies], pa.string())
             for setting in SETTINGS:
-                for metric in METRICS:
+                for metric in self.metrics:
                     found = self.values[system.name, setting, metric]
                     columns[f"{setting}_{metric}"] = pa.array(found, mask=np.isnan(found))
                 columns[f"{setting}_reason"] = pa.array(self.reasons[system.name, setting], pa.string())
@@ -94,11 +89,11 @@ class Scores:
 def score(
     studies: Sequence[Study],
     systems: Sequence[System],
-    weights: Weights,
-    judge: Judge | None,
-    kept: Path,
+    measured: Mapping[str, Metric],
+    weights: Mapping[str, float],
+    engine: Engine,
 ) -> Scores:
-    """Score all systems over the studies; `kept` is the file where the judge's verdicts survive a crash.
+    """Score all systems over the studies with `engine`, which gives what is `measured` but the composite.
 
     Raises:
         UserError: the judge cannot be reached, or refuses the key or the model.
@@ -111,21 +106,27 @@ def score(
         for study, expected in zip(studies, references[setting], strict=True)
         if expected and (candidate := system.texts[setting].get(study.study_id)) is not None
     }
-    verdicts = _verdicts(judge, list(dict.fromkeys(pairs.values())), kept) if judge else {}
-    scores = Scores(studies, systems, references)
+    distinct = list(dict.fromkeys(pairs.values()))
+    told = telemetry.Progress("evaluate: scoring", len(distinct), "pairs of texts")
+    scored = dict(zip(distinct, engine.score(distinct, told), strict=True))
+    told.finish()
+    scores = Scores(studies, systems, measured, references)
     for system in systems:
         for setting in SETTINGS:
-            columns = {metric: np.full(len(studies), np.nan) for metric in METRICS}
+            columns = {metric: np.full(len(studies), np.nan) for metric in measured}
             reasons: list[str | None] = []
             for row, study in enumerate(studies):
                 pair = pairs.get((system.name, setting, study.study_id))
                 if pair is None:
                     reasons.append(_why_no_pair(system, study, setting))
                     continue
-                verdict = verdicts.get(pair, Verdict(None, NO_JUDGE))
-                for metric, value in _metrics(pair, verdict, weights).items():
+                found = scored[pair]
+                for metric, value in found.values.items():
                     columns[metric][row] = value
-                reasons.append(None if verdict.errors else _why_no_verdict(verdict))
+                total = composite(weights, found.values)
+                if total is not None:
+                    columns["composite"][row] = total
+                reasons.append(_why_incomplete(found))
             scores.reasons[system.name, setting] = reasons
             scores.values.update({(system.name, setting, name): found for name, found in columns.items()})
     return scores
@@ -137,60 +138,7 @@ def _why_no_pair(system: System, study: Study, setting: Setting) -> str:
     return system.reasons.get(study.study_id, "no candidate in this setting")
 
 
-def _why_no_verdict(verdict: Verdict) -> str:
-    return NO_JUDGE if verdict.reason == NO_JUDGE else f"judge: {verdict.reason}"
-
-
-def _metrics(pair: Pair, verdict: Verdict, weights: Weights) -> dict[str, float]:
-    """The metrics of one pair; those that lack their input are left out."""
-    found = {"bleu2": bleu(*pair), "rouge_l": rouge_l(*pair)}
-    parts = dict(found)
-    if verdict.errors is not None and verdict.total is not None and verdict.significant is not None:
-        found["errors"] = verdict.total
-        found["errors_significant"] = verdict.significant
-        for category in CATEGORIES:
-            count = getattr(verdict.errors, category)
-            found[f"errors_{category}"] = count.significant + count.insignificant
-        parts["errors"] = 1 / (verdict.total + 1)
-    used = [name for name, weight in weights.items() if weight]
-    if all(name in parts for name in used):
-        found["composite"] = sum(weights[name] * parts[name] for name in used)
-    return found
-
-
-def _verdicts(judge: Judge, pairs: Sequence[Pair], kept: Path) -> dict[Pair, Verdict]:
-    """A verdict on each pair, from `kept` or from the judge."""
-    known = _read(kept)
-    found = {pair: known[key] for pair in pairs if (key := _key(pair)) in known}
-    waiting = [pair for pair in pairs if pair not in found]
-    told = telemetry.Progress("evaluate: judging", len(pairs), "pairs of texts", done=len(found))
-    with kept.open("a") as file:
-        for start in range(0, len(waiting), _CHUNK):
-            chunk = waiting[start : start + _CHUNK]
-            for pair, verdict in zip(chunk, judge.score(chunk), strict=True):
-                found[pair] = verdict
-                # A missing verdict is not kept: a rerun asks again.
-                if verdict.errors:
-                    line = json.dumps({"pair": _key(pair), "errors": verdict.errors.model_dump()})
-                    # The newline comes first, so that a line cut by a kill spoils itself alone.
-                    file.write("\n" + line)
-            file.flush()
-            telemetry.count("unirg.judged", len(chunk))
-            told.advance(len(chunk))
-    told.finish()
-    return found
-
-
-def _key(pair: Pair) -> str:
-    return hashlib.sha256(json.dumps(pair).encode()).hexdigest()
-
-
-def _read(kept: Path) -> dict[str, Verdict]:
-    known = {}
-    for line in kept.read_text().splitlines() if kept.exists() else ():
-        try:
-            record = json.loads(line)
-            known[record["pair"]] = Verdict(Errors.model_validate(record["errors"]))
-        except ValueError:  # empty, or cut by a kill
-            continue
-    return known
+def _why_incomplete(scored: Scored) -> str | None:
+    """Why some scores of a pair are missing, each reason once."""
+    reasons = (f"{'judge' if name in ERRORS else name}: {why}" for name, why in scored.missing.items())
+    return "; ".join(dict.fromkeys(reasons)) or (None if "errors" in scored.values else NO_JUDGE)

@@ -19,8 +19,12 @@ def train(
     parent: str,
     store: str,
     judge_url: str = "",
+    weights: str = "",
 ) -> Artifact:
     """Train by name: `base`, `sft` or `grpo`; URIs in, the checkpoint artifact out.
+
+    Args:
+        weights: the scorers' weights (stage `weights`), for GRPO's rewards.
 
     Raises:
         UserError: an unknown algorithm, a missing parent, or what the algorithm itself refuses.
@@ -38,4 +42,5 @@ def train(
     if algorithm == "sft":
         return sft.sft(config.load(sft.SFTConfig, recipe, overrides), studies, start, store)
     given: dict[str, Any] = {"judge_url": judge_url} if judge_url else {}
-    return grpo.grpo(config.load(grpo.GRPOConfig, recipe, overrides, **given), studies, start, store)
+    settings = config.load(grpo.GRPOConfig, recipe, overrides, **given)
+    return grpo.grpo(settings, studies, start, store, open_artifact(weights, "weights") if weights else None)

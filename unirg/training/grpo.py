@@ -13,12 +13,16 @@ from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.config import operational
 from unirg.errors import UserError
+from unirg.metrics import catalog
 from unirg.metrics.chexprompt import Judge
+from unirg.metrics.encoder import Compute, Precision
+from unirg.metrics.engine import Engine
+from unirg.metrics.reward import PAPER
 from unirg.training import run
 from unirg.training.data import Examples, training_studies
-from unirg.training.rewards import Metric, reward_functions
+from unirg.training.rewards import reward_functions
 
-VERSION = 1
+VERSION = 2
 
 
 class GRPOConfig(run.TrainConfig):
@@ -38,8 +42,12 @@ class GRPOConfig(run.TrainConfig):
     """Upper clip: the paper says higher, DAPO (arXiv 2503.14476) says 0.28."""
     kl: float = Field(default=0.0, ge=0)
     """Weight of the KL divergence to the policy that this step starts from (the paper: 0, then 0.03)."""
-    rewards: dict[Metric, float] = Field(default={"bleu2": 0.5, "rouge_l": 0.5}, min_length=1)
-    """Weight of each metric in the summed reward."""
+    rewards: dict[str, float] = Field(default=PAPER, min_length=1)
+    """Weight of each score (`unirg metrics list`) in the summed reward; one of weight 0 is logged alone. What
+    is better when lower is negated, but `errors`, which count as 1 / (errors + 1). The default is the paper's
+    step 1; `{radcliq_v1: 1}` rewards the negated RadCliQ-v1."""
+    reward_precision: Precision = "fp32"
+    """Precision of the scorers' encoders."""
     max_completion_tokens: int = Field(default=512, ge=8)
     """A longer rollout is cut; the paper leaves it open."""
     temperature: float = Field(default=1.0, gt=0)
@@ -53,29 +61,45 @@ class GRPOConfig(run.TrainConfig):
     def _whole_groups(self) -> GRPOConfig:
         if self.batch_size % self.group_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {self.group_size}")
+        catalog.check(self.rewards)
         return self
 
 
 @telemetry.verb("train.grpo")
-def grpo(config: GRPOConfig, cohort: Artifact, parent: Artifact, store: str) -> Artifact:
+def grpo(
+    config: GRPOConfig, cohort: Artifact, parent: Artifact, store: str, weights: Artifact | None = None
+) -> Artifact:
     """Reinforce `parent` (stage `base`, `sft` or `grpo`) on the cohort's training split.
+
+    Args:
+        weights: the scorers' weights (stage `weights`); needed where `rewards` names a score with a model.
 
     Returns:
         A checkpoint artifact (stage `grpo`): `model/` and the trainer's log with every reward.
 
     Raises:
-        UserError: no training study, no judge where one is needed, a reward that is missing or not finite.
+        UserError: no training study, no judge or no weights where they are needed, a reward that is missing
+            or not finite.
     """
     inputs: dict[str, Artifact | str] = {"cohort": cohort, "parent": parent, "prompts": prompts.VERSION}
+    inputs["metrics"] = catalog.version(config.rewards)
+    if weights:
+        inputs["weights"] = weights
     with artifact.draft(store, "grpo", VERSION, config, inputs) as draft:
         if draft.committed:
             return draft.committed
+        _check_needs(config, weights)
         run.prepare(config)
         from trl import GRPOConfig as Arguments
         from trl import GRPOTrainer
 
         judge = Judge(config.judge_url, config.judge_model) if config.judge_url else None
-        functions = reward_functions(config.rewards, judge)
+        engine = Engine(
+            list(config.rewards),
+            weights=weights.uri if weights else "",
+            compute=Compute(config.reward_precision, device="cuda" if run.has_gpu() else "cpu"),
+            judge=judge,
+        )
         opened = Cohort.open(cohort)
         studies = training_studies(opened)
         queries = config.batch_size // config.group_size
@@ -89,7 +113,7 @@ def grpo(config: GRPOConfig, cohort: Artifact, parent: Artifact, store: str) -> 
         examples = Examples(opened, studies, processor, config.prior_share, config.seed, completion=False)
         trainer = GRPOTrainer(
             model=model,
-            reward_funcs=functions,
+            reward_funcs=reward_functions(config.rewards, engine),
             args=Arguments(
                 **run.arguments(config, draft),
                 gradient_accumulation_steps=run.accumulation(config.batch_size, config.micro_batch),
@@ -107,3 +131,14 @@ def grpo(config: GRPOConfig, cohort: Artifact, parent: Artifact, store: str) -> 
         )
         steps = run.train(trainer, draft, f"grpo (kl {config.kl:g})")
         return draft.commit({"studies": len(studies), "steps": steps})
+
+
+def _check_needs(config: GRPOConfig, weights: Artifact | None) -> None:
+    """Refuse before any work what would fail at the first reward."""
+    if weights is None and (named := catalog.with_weights(config.rewards)):
+        raise UserError(
+            f"the reward `{named[0]}` needs its scorer's weights: name an artifact of stage weights "
+            "(`unirg weights make` prints one)"
+        )
+    if not config.judge_url and any(name.startswith("errors") for name in config.rewards):
+        raise UserError("the reward `errors` needs a judge: set judge_url to an OpenAI-compatible endpoint")

@@ -1,73 +1,65 @@
-"""Rewards: the metrics of `unirg.metrics`, one function per metric, as GRPO weighs and sums them.
+"""Rewards: the scores of `unirg.metrics`' engine, one function per score, as GRPO weighs and sums them.
 
-A reward that is missing or not finite stops the step and names the metric and the study: TRL would count a
-missing one as zero.
+All rewards of a batch of rollouts come from one pass of the engine: each distinct text is read once, a
+group's reference once, and the judge is asked while the encoders run. A reward that is missing or not finite
+stops the step and names the score and the study: TRL would count a missing one as zero.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from unirg.errors import UserError
-from unirg.metrics.bleu import bleu
-from unirg.metrics.chexprompt import Judge
-from unirg.metrics.rouge import rouge_l
+from unirg.metrics.engine import Engine, Scored
+from unirg.metrics.reward import reward
+from unirg.metrics.scorer import Pair
 
-Metric = Literal["bleu2", "rouge_l", "errors"]
-Score = Callable[[Sequence[tuple[str, str]]], Sequence[float | None]]
 Reward = Callable[..., list[float]]
 
 
-def reward_functions(weights: Mapping[Metric, float], judge: Judge | None) -> list[Reward]:
-    """One TRL reward function per metric, in the order of `weights`.
-
-    Args:
-        judge: the client that counts errors; needed where `errors` has a weight.
-
-    Raises:
-        UserError: a judge is needed and none is configured.
-    """
-    scores: dict[Metric, Score] = {
-        "bleu2": lambda pairs: [bleu(*pair) for pair in pairs],
-        "rouge_l": lambda pairs: [rouge_l(*pair) for pair in pairs],
-    }
-    if "errors" in weights:
-        if judge is None:
-            raise UserError(
-                "the reward `errors` needs a judge: set judge_url to an OpenAI-compatible endpoint"
-            )
-        scores["errors"] = lambda pairs: error_rewards(judge, pairs)
-    return [_reward(metric, scores[metric]) for metric in weights]
+def reward_functions(weights: Mapping[str, float], engine: Engine) -> list[Reward]:
+    """One TRL reward function per score, in the order of `weights`; `engine` gives all of them."""
+    scored = _Batch(engine)
+    return [_function(name, scored) for name in weights]
 
 
-def error_rewards(judge: Judge, pairs: Sequence[tuple[str, str]]) -> list[float | None]:
-    """1 / (errors + 1) for each (candidate, reference) pair (the paper, step 2); None where unjudged."""
-    totals = [verdict.total for verdict in judge.score(pairs)]
-    return [None if total is None else 1 / (total + 1) for total in totals]
+class _Batch:
+    """The scores of the batch at hand, kept while TRL calls one reward function after the other."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._pairs: list[Pair] = []
+        self._scored: list[Scored] = []
+
+    def __call__(self, pairs: list[Pair]) -> list[Scored]:
+        if pairs != self._pairs:
+            self._pairs, self._scored = pairs, list(self._engine.score(pairs))
+        return self._scored
 
 
-def _reward(metric: str, score: Score) -> Reward:
-    def reward(completions: list[Any], reference: list[str], study_id: list[str], **_: Any) -> list[float]:
+def _function(name: str, scored: Callable[[list[Pair]], Sequence[Scored]]) -> Reward:
+    def function(completions: list[Any], reference: list[str], study_id: list[str], **_: Any) -> list[float]:
         texts = [completion[0]["content"] for completion in completions]
-        values = score(list(zip(texts, reference, strict=True)))
-        return [finite(metric, study, value) for study, value in zip(study_id, values, strict=True)]
+        rows = scored(list(zip(texts, reference, strict=True)))
+        return [_finite(name, study, row) for study, row in zip(study_id, rows, strict=True)]
 
-    reward.__name__ = metric
-    return reward
+    function.__name__ = name
+    return function
 
 
-def finite(metric: str, study_id: str, value: float | None) -> float:
-    """The value, if it is one.
+def _finite(name: str, study_id: str, row: Scored) -> float:
+    """The reward, if it is a number.
 
     Raises:
-        UserError: it is missing or not finite; the metric and the study are named.
+        UserError: it is missing or not finite; the score, the study and the reason are named.
     """
-    if value is None or not math.isfinite(value):
-        found = "missing" if value is None else str(value)
-        raise UserError(
-            f"reward {metric} of study {study_id} is {found}: training stops rather than learn from it; "
-            "mend the metric or the judge and run again, which goes on from the last checkpoint"
-        )
-    return value
+    value = row.values.get(name)
+    if value is not None and math.isfinite(value):
+        return reward(name, value)
+    found = f"missing ({row.missing.get(name, 'no reason given')})" if value is None else str(value)
+    raise UserError(
+        f"reward {name} of study {study_id} is {found}: training stops rather than learn from it; "
+        "mend the metric or the judge and run again, which goes on from the last checkpoint"
+    )

@@ -74,7 +74,8 @@ def prepare(config: TrainConfig) -> None:
     set_seed(config.seed)
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Whether torch sees a CUDA device."""
     import torch
 
     return torch.cuda.is_available()
@@ -95,7 +96,7 @@ def arguments(config: TrainConfig, draft: Draft) -> dict[str, Any]:
         "per_device_train_batch_size": config.micro_batch,
         "bf16": config.bf16,
         "gradient_checkpointing": config.gradient_checkpointing,
-        "use_cpu": not _has_gpu(),
+        "use_cpu": not has_gpu(),
         "seed": config.seed,
         "save_strategy": "steps",
         "save_steps": config.save_steps,

@@ -17,7 +17,6 @@ from unirg.evaluation.candidates import System
 from unirg.study import Study
 
 KINDS = ("worst", "median", "best")
-SHOWN = ("composite", "bleu2", "rouge_l", "errors")
 Row = Mapping[str, Any]
 """A row of scores.parquet."""
 
@@ -86,8 +85,9 @@ def build(
     cohort: Cohort,
     systems: Sequence[System],
     pixels: int,
+    shown: Sequence[str],
 ) -> list[Case]:
-    """The chosen cases with their images and texts; `systems` in the order to show."""
+    """The chosen cases with images, texts and the metrics `shown`; `systems` in the order to show."""
     scores = {(row["system"], row["study_id"]): row for row in rows}
     cases = []
     for split, kind, study_id in chosen:
@@ -102,7 +102,7 @@ def build(
                 pictures=[picture for picture in pictures if picture],
                 prior=_signed("Prior report", prior) if prior else None,
                 reference=_signed("Reference", study),
-                candidates=[_candidate(system, study, scores) for system in systems],
+                candidates=[_candidate(system, study, scores, shown) for system in systems],
             )
         )
     return cases
@@ -112,9 +112,11 @@ def _signed(author: str, study: Study) -> Text:
     return Text(author, study.findings, study.impression, {}, None)
 
 
-def _candidate(system: System, study: Study, scores: Mapping[tuple[str, str], Row]) -> Text:
+def _candidate(
+    system: System, study: Study, scores: Mapping[tuple[str, str], Row], shown: Sequence[str]
+) -> Text:
     row = scores.get((system.name, study.study_id), {})
-    found = {metric: row.get(f"report_{metric}") for metric in SHOWN}
+    found = {metric: row.get(f"report_{metric}") for metric in shown}
     kept = {metric: value for metric, value in found.items() if value is not None and math.isfinite(value)}
     written = system.texts["report"].get(study.study_id)
     findings, impression = prompts.split_sections(written or "")

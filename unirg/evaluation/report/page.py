@@ -6,16 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unirg.evaluation.aggregates import HEADLINE
+from unirg.evaluation.aggregates import shown_first
 from unirg.evaluation.report import plots
 from unirg.evaluation.report.cases import Case
+from unirg.metrics.catalog import CATALOG
 from unirg.metrics.chexprompt import CATEGORIES
 
 SPLITS = {"test": "Held-out", "zero_shot": "Zero-shot", "validate": "Validation", "train": "Training"}
 SETTINGS = {"report": "Findings and impression", "findings": "Findings alone"}
 TERMS = {
-    "bleu2": "BLEU-2",
-    "rouge_l": "ROUGE-L",
+    **{name: entry.label for name, entry in CATALOG.items()},
     "errors": "1 / (errors + 1)",
     "loss": "Loss",
     "reward": "Reward",
@@ -45,9 +45,10 @@ def render(title: str, data: Data, cases: Sequence[Case]) -> str:
 
 
 def lead(data: Data) -> str:
-    """The metric that the page speaks of first: the composite, or BLEU-2 where no judge was asked."""
-    known = any(v["metric"] == "composite" and v["mean"] is not None for v in data["values"])
-    return "composite" if known else "bleu2"
+    """The metric that the page speaks of first: the composite, or the next one where a part of it lacks."""
+    known = {v["metric"] for v in data["values"] if v["mean"] is not None}
+    first = shown_first(data["metrics"])
+    return next((name for name in first if name in known), first[0])
 
 
 def judge_label(model: str | None) -> str:
@@ -60,12 +61,13 @@ def judge_label(model: str | None) -> str:
 class View:
     """What the template asks of the data."""
 
-    headline = HEADLINE
     errors = ("errors", "errors_significant", *(f"errors_{category}" for category in CATEGORIES))
     settings = SETTINGS
 
     def __init__(self, data: Data) -> None:
         self.data = data
+        self.headline = shown_first(data["metrics"])
+        self.others = [m for m in data["metrics"] if m not in (*self.headline, *self.errors)]
         self.lead = lead(data)
         self.judge = judge_label(data["judge"])
         self.colours = plots.colours(data["systems"])
@@ -99,10 +101,16 @@ class View:
         shapes = zip(("filled", "open", "open", "open"), self.splits, strict=False)
         return ", ".join(f"{shape} {SPLITS[split].lower()}" for shape, split in shapes) + "."
 
-    def label(self, metric: str) -> str:
-        """The metric's name; the judge's name stands in every label that its numbers are in."""
+    def by(self, metric: str) -> str:
+        """Whose numbers are in the metric, beside ours: the scorers', the judge's, both, or nobody's."""
         known = self.data["metrics"][metric]
-        return f"{known['label']} ({self.judge})" if known["judged"] and self.judge else str(known["label"])
+        scorers = self.data["scorers"] if known["modelled"] else None
+        return ", ".join(filter(None, (scorers, self.judge if known["judged"] else None)))
+
+    def label(self, metric: str) -> str:
+        """The metric's name, with whose numbers are in it."""
+        label, whose = str(self.data["metrics"][metric]["label"]), self.by(metric)
+        return f"{label} ({whose})" if whose else label
 
     def best(self, split: str, metric: str, setting: str = "report") -> float | None:
         """The best mean of a column."""
@@ -131,7 +139,7 @@ class View:
         """One group a pair, one row a split: the headline metrics' differences under `by`."""
         pairs: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         for record in self.data["comparisons"]:
-            if record["setting"] == "report" and record["metric"] in HEADLINE:
+            if record["setting"] == "report" and record["metric"] in self.headline:
                 a, b, split = record["a"], record["b"], record["split"]
                 rows = pairs.setdefault((a, b), {})
                 row = rows.setdefault(split, {"a": a, "b": b, "split": split, "by": {}})
@@ -155,19 +163,18 @@ def _figures(data: Data, view: View) -> dict[str, str]:
 
     def dots(name: str, alt: str, metrics: Sequence[str]) -> None:
         if any(v["metric"] in metrics and v["mean"] is not None for v in data["values"]):
-            judges = [view.judge if data["metrics"][metric]["judged"] else "" for metric in metrics]
-            labels = [str(data["metrics"][metric]["label"]) for metric in metrics]
-            panels = list(zip(metrics, labels, judges, strict=True))
+            panels = [(m, str(data["metrics"][m]["label"]), view.by(m)) for m in metrics]
             alt = f"{alt}, by system, {where}, with 95% intervals; the table below has the numbers."
             figures[name] = plots.dots(name, alt, data["systems"], panels, splits, view.find)
 
-    dots("headline", "Composite reward, BLEU-2, ROUGE-L and errors per report", HEADLINE)
+    titles = ", ".join(str(data["metrics"][metric]["label"]) for metric in view.headline)
+    dots("headline", titles, view.headline)
     dots("errors", "Errors per report in six categories", [f"errors_{category}" for category in CATEGORIES])
     if data["training"]:
         panels = []
         for curve in data["training"]:
             term = curve["key"].removeprefix("rewards/").removesuffix("/mean")
-            whose = ", ".join(filter(None, (curve["system"], judge_label(curve["judge"]))))
+            whose = ", ".join(filter(None, (curve["system"], curve["scorers"], judge_label(curve["judge"]))))
             colour = view.colours[curve["system"]]
             panels.append((TERMS.get(term, term), whose, curve["steps"], curve["values"], colour))
         alt = "Training curves: " + "; ".join(f"{title} of {whose}" for title, whose, *_ in panels)

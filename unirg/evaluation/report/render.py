@@ -22,8 +22,10 @@ from unirg.errors import UserError
 from unirg.evaluation import aggregates, candidates
 from unirg.evaluation.history import training_history
 from unirg.evaluation.report import cases, page
+from unirg.metrics import catalog
+from unirg.metrics.catalog import CATALOG
 
-VERSION = 2
+VERSION = 3
 STAGE = "report"
 HTML = "report.html"
 NUMBERS = "report.json"
@@ -88,7 +90,7 @@ def report(
 def _check(evaluation: Artifact, cohort: Artifact, predictions: Mapping[str, Artifact]) -> None:
     used = {name: reference.digest for name, reference in evaluation.manifest.inputs.items()}
     given = {"cohort": cohort.digest} | {f"predictions:{name}": p.digest for name, p in predictions.items()}
-    for name in sorted(given.keys() | (used.keys() - {"judge"})):
+    for name in sorted(given.keys() | (used.keys() - {"judge", "metrics", "weights"})):
         if used.get(name) != given.get(name):
             raise UserError(
                 f"{name} is not what evaluation {evaluation.uri} was made of: give the same inputs"
@@ -115,11 +117,12 @@ def _cases(
     systems = {name: candidates.policy(name, predictions[name], studies) for name in policies}
     systems |= {system.name: system for system in candidates.baselines(cohort, studies)}
     order = [focus, *(system["name"] for system in data["systems"] if system["name"] != focus)]
-    return cases.build(chosen, rows, cohort, [systems[name] for name in order], config.image_pixels)
+    shown = aggregates.shown_first(data["metrics"])
+    return cases.build(chosen, rows, cohort, [systems[name] for name in order], config.image_pixels, shown)
 
 
 def _training(data: Mapping[str, Any], checkpoints: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    """One record a curve, system by system; `judge` names who counted the errors of an error reward."""
+    """One record a curve, system by system; `judge` and `scorers` name whose numbers a reward rests on."""
     found = []
     for name in (system["name"] for system in data["systems"]):
         history = training_history(checkpoints[name]) if name in checkpoints else []
@@ -129,9 +132,13 @@ def _training(data: Mapping[str, Any], checkpoints: Mapping[str, Artifact]) -> l
             logged = [(row["step"], row[key]) for row in history if isinstance(row.get(key), int | float)]
             points = [point for point in logged if math.isfinite(point[1])]
             steps, values = ([point[i] for point in points] for i in (0, 1))
-            judge = checkpoints[name].manifest.config.get("judge_model") if "errors" in key else None
+            term = key.removeprefix("rewards/").removesuffix("/mean")
+            whose = {
+                "judge": checkpoints[name].manifest.config.get("judge_model") if term == "errors" else None,
+                "scorers": data["scorers"] if term in CATALOG and catalog.with_weights([term]) else None,
+            }
             if points:
-                found.append({"system": name, "key": key, "judge": judge, "steps": steps, "values": values})
+                found.append({"system": name, "key": key, **whose, "steps": steps, "values": values})
     return found
 
 
