@@ -91,7 +91,7 @@ _ALL = [
     Score(
         "sembscore", "SembScore", -1, 1, True, _CHEXBERT, "SembScore: cosine of [CLS] embeddings", "chexbert"
     ),
-    Score("sembscore_labels", "SembScore of labels", -1, 1, True, _CHEXBERT, "", "chexbert"),
+    Score("sembscore_labels", "SembScore of labels", 0, 1, True, _CHEXBERT, "", "chexbert"),
     *_radgraph("radgraph", "radgraph", "RadGraph-F1", _RADGRAPH, "RadGraph: mean of entity and relation F1"),
     *_radgraph("radgraph_xl", "radgraph-xl", "RadGraph-XL F1", _RADGRAPH_XL),
     Score("ratescore", "RaTEScore", 0, 1, True, "Zhao et al., EMNLP 2024", "", "ratescore"),

@@ -1,0 +1,227 @@
+"""Candidates and references out of a file: CSV, JSONL, JSON, or a ReXrank submission.
+
+A record is a study: `study_id`; `candidate` (ReXrank: `model_prediction`); the reference, either as one text
+in `reference` (ReXrank: `report`) or as its sections in `findings` and `impression` (ReXrank:
+`section_findings`, `section_impression`); `patient_id` where it is known. References may lie in a file of
+their own, joined by `study_id`. JSON is a list of records, or ReXrank's mapping of study_id to record.
+
+How a reference's sections become one text decides every score, and ReXrank's own scripts differ in it: so it
+is named (`FORMS`) and goes with the numbers. A candidate is taken as it stands.
+
+A text that is absent, empty, only white space or a NaN is missing: the study is listed with the reason and
+never scored. An error names a file, a row and a column, never what is there.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from unirg import storage
+from unirg.errors import UserError
+from unirg.metrics.scorer import Pair
+from unirg.prompts import join_sections
+
+Form = Literal["report", "findings", "bare_findings", "given"]
+FORMS: dict[Form, str] = {
+    "report": "Findings: X Impression: Y, a missing part left out",
+    "findings": "Findings: X",
+    "bare_findings": "X, the findings without their heading",
+    "given": "the reference as it stands",
+}
+_COLUMNS = {
+    "candidate": ("candidate", "model_prediction"),
+    "reference": ("reference", "report"),
+    "findings": ("findings", "section_findings"),
+    "impression": ("impression", "section_impression"),
+}
+_MISSING = ("", "nan")
+"""What missing looks like as a text: pandas writes either."""
+
+Record = tuple[str, dict[str, Any]]
+"""Where it is in its file, such as "row 7", and its columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A study of the file: a pair to score, or the reason why there is none."""
+
+    study_id: str
+    patient_id: str
+    """Empty where the file names no patient."""
+    pair: Pair | None
+    reason: str = ""
+
+
+def read(predictions: str, references: str = "", form: Form | None = None) -> tuple[list[Compared], Form]:
+    """The studies of a file in its order, then those that only `references` has; and the form of reference.
+
+    Args:
+        predictions: path or URI that ends in .csv, .jsonl or .json.
+        references: a second file with the references; empty: they are in the first.
+        form: None: `report` where the file has sections, else `given`.
+
+    Raises:
+        UserError: a file cannot be read, lacks a column, or names a study twice.
+    """
+    said = _File(predictions)
+    expected = _File(references) if references else said
+    said.need("candidate")
+    form = form or ("report" if expected.has("findings") or expected.has("impression") else "given")
+    expected.need("reference" if form == "given" else "findings" if "findings" in form else "sections")
+    found = []
+    for study_id in dict.fromkeys([*said.records, *expected.records]):
+        candidate = said.text(study_id, "candidate")
+        reference = _reference(expected, study_id, form)
+        reason = "" if candidate else "no candidate"
+        if candidate and not reference:
+            reason = "no reference" if form in ("report", "given") else "the reference has no findings"
+        patient = expected.text(study_id, "patient_id") or said.text(study_id, "patient_id")
+        found.append(Compared(study_id, patient, None if reason else (candidate, reference), reason))
+    return found, form
+
+
+def _reference(file: _File, study_id: str, form: Form) -> str:
+    if form == "given":
+        return file.text(study_id, "reference")
+    findings = file.text(study_id, "findings")
+    if form == "bare_findings":
+        return " ".join(findings.split())
+    return join_sections(findings, file.text(study_id, "impression") if form == "report" else None)
+
+
+class _File:
+    """A file's records by study_id."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.records: dict[str, Record] = {}
+        self._columns: set[str] = set()
+        for place, columns in _records(uri):
+            study_id = _text(uri, place, "study_id", columns.get("study_id"))
+            if not study_id:
+                raise UserError(f"{uri}: {place} has no study_id: give every study one, in a column study_id")
+            if study_id in self.records:
+                raise UserError(
+                    f"{uri}: {place} has the study_id of {self.records[study_id][0]}: keep one of the two"
+                )
+            self.records[study_id] = place, columns
+            self._columns.update(columns)
+        if not self.records:
+            raise UserError(f"{uri} has no studies: name the file with the reports")
+
+    def has(self, column: str) -> bool:
+        return any(name in self._columns for name in _COLUMNS[column])
+
+    def need(self, column: str) -> None:
+        wanted = ("findings", "impression") if column == "sections" else (column,)
+        if not any(self.has(one) for one in wanted):
+            names = " or ".join(name for one in wanted for name in _COLUMNS[one])
+            raise UserError(f"{self.uri} has no column {names}: name one of its columns so")
+
+    def text(self, study_id: str, column: str) -> str:
+        """The study's text in a column; empty where it is missing."""
+        place, columns = self.records.get(study_id, ("", {}))
+        name = next((name for name in _COLUMNS.get(column, (column,)) if name in columns), None)
+        return _text(self.uri, place, name, columns[name]) if name else ""
+
+
+def _text(uri: str, place: str, column: str, value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if column.endswith("_id") and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise UserError(f"{uri}: {place}: column {column} holds no text: write it as a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{uri}: {place}: column {column} holds half a character: write whole Unicode"
+        ) from None
+    return "" if value.strip().lower() in _MISSING else value
+
+
+def _records(uri: str) -> Iterator[Record]:
+    """A file's records, by the ending of its name."""
+    readers = {".csv": _from_csv, ".jsonl": _from_jsonl, ".ndjson": _from_jsonl, ".json": _from_json}
+    ending = PurePosixPath(uri).suffix.lower()
+    if ending not in readers:
+        raise UserError(f"{uri}: the file's kind shows in its name: .csv, .jsonl or .json")
+    try:
+        text = storage.read_bytes(uri).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"no file at {uri}: correct the path") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{uri} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    return readers[ending](uri, text)
+
+
+def _from_csv(uri: str, text: str) -> Iterator[Record]:
+    csv.field_size_limit(len(text) + 1)
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    header: list[str] = []
+    number = 0  # as a spreadsheet counts: the header is row 1
+    try:
+        for number, row in enumerate(rows, 1):
+            if number == 1:
+                header = [name.strip() for name in row]
+                if len(set(header)) < len(header):
+                    raise UserError(f"{uri}: two columns have one name: rename one of them")
+            elif len(row) == len(header):
+                yield f"row {number}", dict(zip(header, row, strict=True))
+            elif row:
+                raise UserError(
+                    f"{uri}: row {number} has {len(row)} columns, the header {len(header)}: "
+                    "quote texts that hold commas"
+                )
+    except csv.Error:
+        raise UserError(f"{uri}: row {number + 1} is no CSV: mend its quotes") from None
+
+
+def _from_jsonl(uri: str, text: str) -> Iterator[Record]:
+    # Not `splitlines`: JSON leaves other separators of lines (U+2028) unescaped inside a string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield f"line {number}", _object(uri, f"line {number}", _parsed(uri, f"line {number}", line))
+
+
+def _from_json(uri: str, text: str) -> Iterator[Record]:
+    whole = _parsed(uri, "the file", text)
+    if isinstance(whole, dict):
+        for number, (study_id, record) in enumerate(whole.items(), 1):
+            place = f"record {number}"
+            yield place, {**_object(uri, place, record), "study_id": study_id}
+    elif isinstance(whole, list):
+        for number, record in enumerate(whole, 1):
+            yield f"record {number}", _object(uri, f"record {number}", record)
+    else:
+        raise UserError(f"{uri} holds neither a list nor a mapping of studies")
+
+
+def _parsed(uri: str, place: str, text: str) -> Any:
+    def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # json would keep the last without a word
+            raise UserError(f"{uri}: {place} has the same key twice: keep one of them")
+        return found
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}" if place == "the file" else place
+        raise UserError(f"{uri}: {where} is no JSON (column {error.colno}): mend it") from None
+    except RecursionError:
+        raise UserError(f"{uri}: {place} is nested too deep: give a record for each study") from None
+
+
+def _object(uri: str, place: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"{uri}: {place} is no object with columns: write one for each study")
+    return dict(value)
