@@ -20,6 +20,7 @@ import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
@@ -185,12 +186,20 @@ def _counts(errors: dict[str, tuple[int, int]]) -> str:
 
 def conversation(candidate: str, reference: str, reminder: str = "") -> list[ChatCompletionMessageParam]:
     """The messages that ask about a pair: the same for every pair but for the last one."""
-    messages: list[ChatCompletionMessageParam] = [{"role": "system", "content": INSTRUCTION + reminder}]
-    for example_reference, example_candidate, errors in EXAMPLES:
-        data = report_data(example_candidate, example_reference)
-        messages.append({"role": "user", "content": data})
+    return [
+        {"role": "system", "content": INSTRUCTION + reminder},
+        *_examples(),
+        {"role": "user", "content": report_data(candidate, reference)},
+    ]
+
+
+@cache
+def _examples() -> tuple[ChatCompletionMessageParam, ...]:
+    messages: list[ChatCompletionMessageParam] = []
+    for reference, candidate, errors in EXAMPLES:
+        messages.append({"role": "user", "content": report_data(candidate, reference)})
         messages.append({"role": "assistant", "content": _counts(errors)})
-    return [*messages, {"role": "user", "content": report_data(candidate, reference)}]
+    return tuple(messages)
 
 
 class Judge:
