@@ -54,10 +54,10 @@ def train(
         components.stage.stage, "stage", "stage", overrides=stage_overrides, data=data, hold_out=hold_out
     )
     weights = component(components.weights.weights, "weights", "weights")
-    judged = {"judge_url": judge_url, "weights": weights}
 
     def trained(algorithm, step, parent):  # type: ignore[no-untyped-def]
-        given = {"algorithm": algorithm, "cohort": cohort, "parent": parent, **judged}
+        given = {"algorithm": algorithm, "cohort": cohort, "parent": parent, "judge_url": judge_url}
+        given["weights"] = weights if algorithm == "grpo" else ""
         return component(components.train.train, f"train {step}", step, **given)
 
     policies = {"untrained": trained("base", "base", "")}
@@ -81,7 +81,8 @@ def train(
         "evaluate",
         "evaluate",
         tracking_uri=tracking_uri,
-        **judged,
+        judge_url=judge_url,
+        weights=weights,
         **results,
     )
     return component(components.report.report, "report", "report", evaluation=evaluation, **results)

@@ -21,6 +21,7 @@ RECIPES = {
     "sft": "unirg.training.sft.SFTConfig",
     "grpo_step1": "unirg.training.grpo.GRPOConfig",
     "grpo_step2": "unirg.training.grpo.GRPOConfig",
+    "weights": "unirg.training.scorers.WeightsConfig",
     "stage": "unirg.cohort.stage.StageConfig",
     "serve": "unirg.serving.endpoint.ServeConfig",
     "score": "unirg.scoring.archive.ScoreConfig",
@@ -117,7 +118,8 @@ def test_the_papers_numbers_are_in_its_recipes() -> None:
         ]
         assert step["clip_high"] > step["clip_low"]
     assert [step["kl"] for step in steps] == [0, 0.03]
-    assert [step["rewards"].get("errors") for step in steps] == [None, 0.5]
+    paper = {"bleu2": 0, "bertscore": 0.370, "sembscore": 0.253, "radgraph": 0.377}
+    assert [step["rewards"] for step in steps] == [paper, paper | {"errors": 0.5}]
 
 
 @pytest.mark.parametrize(

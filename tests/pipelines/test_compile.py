@@ -86,6 +86,8 @@ def test_the_training_pipeline_has_the_papers_steps_in_order(compiled: dict[str,
         assert earlier in after[later], later
     assert {name for name in after if name.startswith("score ")} <= after["evaluate"]
     assert "evaluate" in after["report"]
+    rewarded = {name for name in after if "weights" in after[name]}
+    assert rewarded == {"train grpo_step1", "train grpo_step2", "evaluate"}
 
 
 @pytest.mark.parametrize("name", sorted(compiling.PIPELINES))
