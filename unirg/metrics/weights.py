@@ -98,7 +98,10 @@ def _download(source: str, names: Iterable[str], work: Path) -> None:
 def alone(target: Path) -> Iterator[None]:
     """Work on `target` while no other process does; a second one waits."""
     with storage.explained(str(target.parent)):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"{target.parent} cannot be made: there is a file in its way") from None
         # flock dies with its holder; the empty file stays (a lock file that is removed can be held by two).
         with target.with_name(f".{target.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -31,14 +31,22 @@ def unpack(archive: Path, target: Path, wanted: Callable[[str], bool]) -> None:
             for member in tar:
                 plain = tarfile.data_filter(member, str(target))
                 total += member.size
-                if total > MAX_BYTES:
-                    raise UserError(f"{archive} holds more than {MAX_BYTES >> 30} GiB: {NOT_ORIGINAL}")
+                _bounded(archive, total)
                 if member.isreg() and wanted(_plain(plain.name)):
                     tar.extract(member, target, filter="data")
+            # To the last byte, where the checksum of the compression is, and without which a cut goes unseen.
+            while rest := len(tar.fileobj.read(1 << 20)) if tar.fileobj else 0:
+                total += rest
+                _bounded(archive, total)
     except tarfile.FilterError as error:
         raise UserError(f"{archive} is refused: {error}; {NOT_ORIGINAL}") from None
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise UserError(f"{archive} cannot be unpacked ({error}): {NOT_ORIGINAL}") from error
+
+
+def _bounded(archive: Path, total: int) -> None:
+    if total > MAX_BYTES:
+        raise UserError(f"{archive} holds more than {MAX_BYTES >> 30} GiB: {NOT_ORIGINAL}")
 
 
 def _plain(name: str) -> str:

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
-from unirg import __version__, storage
+from unirg import storage
 from unirg.errors import UserError
 from unirg.metrics import weights
 from unirg.metrics.weights_convert import NOT_ORIGINAL, copy, to_safetensors, unpack
@@ -88,7 +89,7 @@ def fetch(name: str, destination: Path, source: str | None = None, accept: bool 
                 "source": place.name,
                 "files": originals.digests,
                 "licences": originals.licences,
-                "converted_by": f"unirg {__version__}",
+                "converted_by": f"unirg {metadata.version('unirg')}",
                 "identity": weights.identity(work),
                 "fetched_at": datetime.now(UTC).isoformat(timespec="seconds"),
             }
@@ -235,8 +236,9 @@ class _Hub:
             httpx.HTTPError,
             ConnectionError,
         ) as error:
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            why = f"HTTP {status}" if status else type(error).__name__
+            first = error.__cause__ or error  # the client looks into its cache before it gives up
+            status = getattr(getattr(first, "response", None), "status_code", None)
+            why = f"HTTP {status}" if status else type(first).__name__
             raise UserError(
                 f"cannot get {source.repository} from the hub ({why}): check the network, HTTPS_PROXY and "
                 f"HF_ENDPOINT, {mirror}"
