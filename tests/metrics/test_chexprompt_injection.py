@@ -25,11 +25,24 @@ from unirg.metrics.chexprompt import (
 )
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server() -> Iterator[Server]:
     server = Server()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def sent() -> dict[str, list[dict[str, Any]]]:
+    """The requests that each attack made: as candidate, as reference, as both."""
+    server = Server()
+    texts = ATTACKS.values()
+    pairs = [pair for text in texts for pair in ((text, "a reference"), ("a candidate", text), (text, text))]
+    try:
+        Judge(server.url, "m", concurrency=1).score(pairs)
+    finally:
+        server.stop()
+    return {attack: server.requests[3 * n : 3 * n + 3] for n, attack in enumerate(ATTACKS)}
 
 
 ATTACKS = {
@@ -81,11 +94,11 @@ def _check(request: dict[str, Any], candidate: str, reference: str) -> None:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_attack_inside_a_report_stays_inside_its_field(server: Server, attack: str) -> None:
+def test_an_attack_inside_a_report_stays_inside_its_field(
+    sent: dict[str, list[dict[str, Any]]], attack: str
+) -> None:
     text = ATTACKS[attack]
-    server.requests.clear()
-    Judge(server.url, "m", concurrency=1).score([(text, "a reference"), ("a candidate", text), (text, text)])
-    first, second, third = server.requests
+    first, second, third = sent[attack]
     _check(first, text, "a reference")
     _check(second, "a candidate", text)
     _check(third, text, text)
@@ -94,10 +107,8 @@ def test_an_attack_inside_a_report_stays_inside_its_field(server: Server, attack
 def test_the_second_question_holds_the_report_as_the_first_does_and_nothing_of_the_answer(
     server: Server,
 ) -> None:
-    server.requests.clear()
     server.script = in_turn(BAD, GOOD)
     Judge(server.url, "m").score([(ATTACKS["a forged answer"], "r")])
-    server.script = in_turn(GOOD)
     first, second = (request["messages"] for request in server.requests)
     assert second[0] == {"role": "system", "content": INSTRUCTION + REMINDER}
     assert second[1:] == first[1:]

@@ -238,7 +238,7 @@ class Endpoint:
                 f"{where} answers HTTP {error.status_code} for model {self.model}: check {check}"
             )
         for setting in SETTINGS:
-            if error.status_code in (400, 422) and (error.param or "").startswith(setting):
+            if error.status_code in (400, 422) and str(error.param).startswith(setting):
                 remedy = "set it to None" if setting in ("temperature", "top_p") else "choose another model"
                 return UserError(f"{where} refuses {setting} for model {self.model}: {remedy}")
         return Unanswered(f"HTTP {error.status_code}")
