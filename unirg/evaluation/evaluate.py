@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Mapping
 
 import pyarrow.parquet as pq
@@ -17,21 +16,21 @@ from pydantic import Field, model_validator
 from unirg import artifact, telemetry
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
-from unirg.config import Config, operational
+from unirg.config import operational
 from unirg.errors import UserError
 from unirg.evaluation import aggregates, candidates, tracking
 from unirg.evaluation import scores as scoring
 from unirg.metrics import catalog
-from unirg.metrics.chexprompt import Judge
 from unirg.metrics.encoder import Compute, Precision
 from unirg.metrics.engine import Engine
+from unirg.metrics.judge_settings import JudgeSettings
 
 VERSION = 2
 STAGE = "evaluate"
 SCORES = "scores.parquet"
 
 
-class EvaluateConfig(Config):
+class EvaluateConfig(JudgeSettings):
     """How systems are compared."""
 
     systems: tuple[str, ...] = ()
@@ -50,14 +49,6 @@ class EvaluateConfig(Config):
     """Bootstrap resamples of patients."""
     seed: int = 0
     """Seed of the resamples."""
-    judge_model: str | None = None
-    """Name of the model that counts errors, shown beside its numbers; None: no judge, its numbers missing."""
-    judge_url: str = operational("")
-    """OpenAI base URL of the judge, up to `/v1`. Its key is read from UNIRG_JUDGE_API_KEY."""
-    judge_concurrency: int = operational(16, ge=1)
-    """Requests to the judge under way at once."""
-    judge_timeout: float = operational(120.0, gt=0)
-    """Seconds for one answer of the judge."""
     tracking_uri: str = operational("")
     """MLflow tracking URI such as sqlite:///runs/mlflow.db; empty: nothing is recorded."""
     experiment: str = operational("unirg")
@@ -90,7 +81,7 @@ def evaluate(
             scorers' weights are missing, the judge is named without its URL or cannot be reached.
     """
     order = _order(config, predictions, checkpoints)
-    judge = _judge(config)
+    judge = config.judge()
     inputs: dict[str, Artifact | str] = {"cohort": cohort}
     inputs |= {f"predictions:{name}": found for name, found in predictions.items()}
     measured = scoring.metrics(config.scores, config.composite)
@@ -140,18 +131,6 @@ def _scorers(weights: Artifact | None) -> str | None:
     if weights is None:
         return None
     return "toy scorers" if weights.manifest.config.get("source") == "toy" else "public weights"
-
-
-def _judge(config: EvaluateConfig) -> Judge | None:
-    if config.judge_model is None:
-        return None
-    return Judge(
-        config.judge_url,
-        config.judge_model,
-        api_key=os.environ.get("UNIRG_JUDGE_API_KEY", "none"),
-        concurrency=config.judge_concurrency,
-        timeout=config.judge_timeout,
-    )
 
 
 def _order(

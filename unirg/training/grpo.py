@@ -11,12 +11,11 @@ from pydantic import Field, model_validator
 from unirg import artifact, prompts, telemetry
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
-from unirg.config import operational
 from unirg.errors import UserError
 from unirg.metrics import catalog
-from unirg.metrics.chexprompt import Judge
 from unirg.metrics.encoder import Compute, Precision
 from unirg.metrics.engine import Engine
+from unirg.metrics.judge_settings import JudgeSettings
 from unirg.metrics.reward import PAPER
 from unirg.training import run
 from unirg.training.data import Examples, training_studies
@@ -25,7 +24,7 @@ from unirg.training.rewards import reward_functions
 VERSION = 2
 
 
-class GRPOConfig(run.TrainConfig):
+class GRPOConfig(run.TrainConfig, JudgeSettings):
     """The paper's RL: learning rate 5e-6, global batch 256, 16 rollouts per query, 1 epoch per step."""
 
     learning_rate: float = Field(default=5e-6, gt=0)
@@ -52,10 +51,6 @@ class GRPOConfig(run.TrainConfig):
     """A longer rollout is cut; the paper leaves it open."""
     temperature: float = Field(default=1.0, gt=0)
     """Of rollouts; the paper leaves it open, TRL's default."""
-    judge_model: str = "offline-judge"
-    """Model that counts errors under CheXprompt: its name is part of what the reward means."""
-    judge_url: str = operational("")
-    """OpenAI-compatible endpoint of the judge; needed where `rewards` has `errors`."""
 
     @model_validator(mode="after")
     def _whole_groups(self) -> GRPOConfig:
@@ -83,6 +78,9 @@ def grpo(
     """
     inputs: dict[str, Artifact | str] = {"cohort": cohort, "parent": parent, "prompts": prompts.VERSION}
     inputs["metrics"] = catalog.version(config.rewards)
+    judge = config.judge() if any(name.startswith("errors") for name in config.rewards) else None
+    if judge:
+        inputs["judge"] = judge.identity
     if weights:
         inputs["weights"] = weights
     with artifact.draft(store, "grpo", VERSION, config, inputs) as draft:
@@ -93,7 +91,6 @@ def grpo(
         from trl import GRPOConfig as Arguments
         from trl import GRPOTrainer
 
-        judge = Judge(config.judge_url, config.judge_model) if config.judge_url else None
         engine = Engine(
             list(config.rewards),
             weights=weights.uri if weights else "",
