@@ -59,10 +59,10 @@ def write_originals(root: Path) -> Path:
     )
     for name in ("radgraph", "radgraph-xl"):
         archive(checkpoints / f"{name}.tar.gz", radgraph_members())
-    for repository in (BERT, ENCODER):
-        tokenizer(root / repository)
+    tokenizer(root / ENCODER)
     for repository, vocabulary in (
-        ("distilbert/distilroberta-base", "vocab.json"),
+        (BERT, "tokenizer.json"),
+        ("distilbert/distilroberta-base", "tokenizer.json"),
         ("Angelakeke/RaTE-NER-Deberta", "tokenizer.json"),
         ("FremyCompany/BioLORD-2023-C", "vocab.txt"),
     ):

@@ -122,12 +122,12 @@ def test_weights_in_object_storage_are_downloaded_once_and_anew_when_they_change
     with monkeypatch.context() as patched:
         patched.setattr(storage, "download", None)
         assert weights.local(f"{uri}/") == found
-    storage.upload(originals / BERT / "config.json", f"{uri}/chexbert/vocab.txt")
+    storage.upload(originals / BERT / "config.json", f"{uri}/chexbert/tokenizer.json")
     with pytest.raises(UserError, match=f"{uri}/chexbert is altered"):
         weights.local(uri)
-    storage.upload(made / "vocab.txt", f"{uri}/chexbert/vocab.txt")
-    storage.upload(made / "vocab.txt", f"{uri}/bertscore/vocab.txt")
-    assert (weights.local(uri) / "bertscore/vocab.txt").is_file()
+    storage.upload(made / "tokenizer.json", f"{uri}/chexbert/tokenizer.json")
+    storage.upload(made / "tokenizer.json", f"{uri}/bertscore/tokenizer.json")
+    assert (weights.local(uri) / "bertscore/tokenizer.json").is_file()
 
 
 def test_an_object_with_a_hostile_name_is_refused(

@@ -21,6 +21,7 @@ from tests.hub_server import Hub
 from tests.originals import (
     BERT,
     CHECKPOINTS,
+    ENCODER,
     archive,
     fetch,
     files,
@@ -145,9 +146,14 @@ def test_a_mirror_that_is_not_there_is_named(source: str, said: str, tmp_path: P
 
 
 def test_a_mirror_without_a_tokenizer_is_told_which_file_it_lacks(originals: Path, tmp_path: Path) -> None:
-    (originals / BERT / "vocab.txt").unlink()
-    with pytest.raises(UserError, match=f"no tokenizer.json of {BERT}: put it into a folder"):
-        fetch("chexbert", tmp_path / "to", originals)
+    for scorer, repository, name in (
+        ("chexbert", BERT, "tokenizer.json"),
+        ("ratescore", "FremyCompany/BioLORD-2023-C", "vocab.txt"),
+        ("radgraph", ENCODER, "vocab.txt"),
+    ):
+        (originals / repository / name).unlink()
+        with pytest.raises(UserError, match=f"no tokenizer.json of {repository}: put it into a folder"):
+            fetch(scorer, tmp_path / "to", originals)
 
 
 @pytest.mark.parametrize(
@@ -256,19 +262,19 @@ def test_a_kill_in_the_middle_leaves_nothing_that_looks_whole_and_two_at_once_ma
     originals: Path, tmp_path: Path
 ) -> None:
     to = tmp_path / "to"
-    line = ("weights", "fetch", "chexbert", "--accept", "--to", str(to))
+    line = ("weights", "fetch", "ratescore", "--to", str(to))
     with hub_server.serving(originals) as hub:
-        hub.hold = "vocab.txt"
+        hub.hold = "vocab.txt"  # of the second repository
         killed = command(*line, endpoint=hub.url, cwd=tmp_path)
         assert hub.held.wait(60)
-        assert (to / ".chexbert.work/model.safetensors").is_file()
+        assert (to / ".ratescore.work/ner/model.safetensors").is_file()
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
-        assert not (to / "chexbert").exists()
+        assert not (to / "ratescore").exists()
         hub.hold = ""
         hub.release.set()
         both = [command(*line, endpoint=hub.url, cwd=tmp_path) for _ in range(2)]
         said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    assert set(os.listdir(to)) == {"chexbert", ".chexbert.lock"}
-    assert weights.read_record(to / "chexbert")["identity"] == weights.identity(to / "chexbert")
+    assert set(os.listdir(to)) == {"ratescore", ".ratescore.lock"}
+    assert weights.read_record(to / "ratescore")["identity"] == weights.identity(to / "ratescore")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import S3
 from tests.hub_server import Hub
+from tests.metrics import tiny, tiny_radgraph
 from tests.originals import (
     BERT,
     CHECKPOINTS,
@@ -23,6 +24,9 @@ from tests.originals import (
 from unirg import cli, storage
 from unirg.errors import UserError
 from unirg.metrics import weights, weights_fetch
+from unirg.metrics.chexbert import CheXbert
+from unirg.metrics.encoder import Compute
+from unirg.metrics.radgraph import RadGraph
 from unirg.metrics.weights_sources import SOURCES
 
 
@@ -40,11 +44,11 @@ def test_every_scorers_directory_is_made_of_its_originals_wherever_they_are(
         "encoder/vocab.txt",
         "source.json",
     }
-    assert files(made["chexbert"]) == {"config.json", "vocab.txt", "model.safetensors", "source.json"}
+    assert files(made["chexbert"]) == {"config.json", "tokenizer.json", "model.safetensors", "source.json"}
     assert files(made["radgraph"]) == files(made["radgraph-xl"]) == radgraph
     assert files(made["bertscore"]) == {
         "config.json",
-        "vocab.json",
+        "tokenizer.json",
         "model.safetensors",
         "bertscore.json",
         "source.json",
@@ -71,6 +75,30 @@ def test_a_training_checkpoint_becomes_its_models_tensors_with_their_names_and_t
     assert tensors["linear_heads.1.bias"].tolist() == [0, 1, 2, 3]
 
 
+def test_what_is_fetched_is_what_the_metrics_load(tmp_path: Path) -> None:
+    mirror, checkpoints = tmp_path / "mirror", tmp_path / "mirror/RRG_scorers"
+    checkpoints.mkdir(parents=True)
+    (mirror / "bert-base-uncased").mkdir()
+    made = tiny.chexbert(mirror / "bert-base-uncased")
+    tensors = load_file(made / "model.safetensors")
+    torch.save(
+        {"model_state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}},
+        checkpoints / "chexbert.pth",
+    )
+    texts = ["The lungs are clear.", "Small effusion."]
+    expected = CheXbert(made, Compute()).read(texts)
+    found = CheXbert(fetch("chexbert", tmp_path / "to", mirror), Compute()).read(texts)
+    assert all((one.embedding == other.embedding).all() for one, other in zip(expected, found, strict=True))
+
+    made = tiny_radgraph.write(tmp_path / "radgraph")
+    torch.save(load_file(made / "model.safetensors"), made / "weights.th")
+    (made / "model.safetensors").unlink()
+    (made / "encoder").rename(mirror / "tiny")
+    with tarfile.open(checkpoints / "radgraph.tar.gz", "w:gz") as tar:
+        tar.add(made, ".")
+    RadGraph(fetch("radgraph", tmp_path / "to", mirror), Compute()).read(texts)
+
+
 def test_the_record_says_where_the_files_are_from_and_is_no_part_of_the_identity(
     originals: Path, tmp_path: Path
 ) -> None:
@@ -85,7 +113,7 @@ def test_the_record_says_where_the_files_are_from_and_is_no_part_of_the_identity
     assert record["identity"] == before
     (made / "source.json").write_text("{}")
     assert weights.identity(made) == before
-    (made / "vocab.txt").write_text("other")
+    (made / "tokenizer.json").write_text("other")
     assert weights.identity(made) != before
 
 
@@ -153,7 +181,7 @@ def test_a_damaged_directory_is_made_anew_by_the_same_command(originals: Path, t
     made = fetch("chexbert", tmp_path / "to", originals)
     whole = weights.identity(made)
     (made / "model.safetensors").write_bytes(b"half")
-    (made / "vocab.txt").unlink()
+    (made / "tokenizer.json").unlink()
     assert weights.identity(fetch("chexbert", tmp_path / "to", originals, accept=False)) == whole
 
 
@@ -189,7 +217,7 @@ def test_the_command_fetches_and_lists(
     )
     assert "radgraph: missing; get it with: unirg weights fetch radgraph" in lines[2]
     assert len(lines) == 1 + len(SOURCES)
-    (tmp_path / "to/chexbert/vocab.txt").write_text("other")
+    (tmp_path / "to/chexbert/tokenizer.json").write_text("other")
     assert "chexbert: altered since it was fetched" in call(capsys, "list", "--weights", to)[1]
     code, out, _ = call(capsys, "fetch", "--from", str(originals), "--to", to, "--accept")
     assert (code, len(out.splitlines())) == (0, len(SOURCES))

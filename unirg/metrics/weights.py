@@ -158,9 +158,9 @@ def listing(root: Path) -> Iterator[str]:
         licences = record.get("licences") or {}
         if not directory.is_dir():
             licences = {source.repository: source.licence for source in sources}
-            state = f"missing; get it with: {_FETCH} {scorer}"
+            state = f"missing; get it with: {_command(directory)}"
         elif record.get("identity", "") not in ("", found := identity(directory)):
-            state = f"altered since it was fetched; get it anew with: {_FETCH} {scorer}"
+            state = f"altered since it was fetched; get it anew with: {_command(directory)}"
         else:
             state = f"{found[:16]}, from {record.get('source', 'an unknown source')}"
         under = "; ".join(f"{repository}: {licence}" for repository, licence in licences.items())
@@ -178,8 +178,12 @@ def require(directory: Path, scorer: str, files: Sequence[str]) -> None:
         if path.is_file() and path.stat().st_size:
             continue
         state = "is empty" if path.is_file() else "is missing"
-        elsewhere = "" if directory.parent == default_root() else f" --to {directory.parent}"
-        raise UserError(f"{path} {state}: {_origin(scorer, name)}get it with: {_FETCH} {scorer}{elsewhere}")
+        raise UserError(f"{path} {state}: {_origin(scorer, name)}get it with: {_command(directory)}")
+
+
+def _command(directory: Path) -> str:
+    elsewhere = "" if directory.parent == default_root() else f" --to {directory.parent}"
+    return f"{_FETCH} {directory.name}{elsewhere}"
 
 
 def _origin(scorer: str, name: str) -> str:

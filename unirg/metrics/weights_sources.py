@@ -18,7 +18,7 @@ class Source:
     folder: str = ""
     """Where they go, below the scorer's directory."""
     tokenizer: bool = True
-    """It holds a tokenizer too, in one of the forms that transformers reads."""
+    """It holds a tokenizer too, in one or more of the forms that transformers reads."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 by file, where one is publicly stated."""
 
@@ -46,7 +46,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
             tokenizer=False,
             digests={"chexbert.pth": "6550703c92d640e1e04d8105a7a185d76ece0f25fcbf033d292785bf22c0fde1"},
         ),
-        Source("google-bert/bert-base-uncased", ("config.json",), "Apache-2.0"),
+        Source("google-bert/bert-base-uncased", ("config.json", "tokenizer.json"), "Apache-2.0"),
     ),
     "radgraph": (
         Source(
@@ -71,7 +71,7 @@ SOURCES: dict[str, tuple[Source, ...]] = {
     "bertscore": (
         Source(
             "distilbert/distilroberta-base",
-            _MODEL,
+            (*_MODEL, "tokenizer.json"),
             "Apache-2.0",
             digests={"model.safetensors": "2b11ca9cf3d2cbb44cc1a93ad96aedc2894231ae6e33e2d2268c3d7b1ff97663"},
         ),
