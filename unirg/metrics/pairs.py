@@ -164,7 +164,8 @@ def _records(uri: str) -> Iterator[Record]:
 
 
 def _from_csv(uri: str, text: str) -> Iterator[Record]:
-    csv.field_size_limit(len(text) + 1)
+    # For the whole process, so never below what others rely on.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
     number = 0  # as a spreadsheet counts: the header is row 1
