@@ -22,7 +22,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 RULES = Path(__file__).with_name("rush_rules.tsv")
 _MOST_REPEATS = 50
@@ -51,36 +51,99 @@ class Match(NamedTuple):
     """The rule says that no sentence begins, or ends, here."""
 
 
+class _Symbol(NamedTuple):
+    """What a character of a text is to the patterns."""
+
+    classes: frozenset[str]
+    literal: str
+    """The character itself, where a pattern has it."""
+    is_first: bool
+
+
+class _Move(NamedTuple):
+    """What a character leads to from a node, brackets and repeats on the way being passed."""
+
+    does: Literal["match", "step", "repeat"]
+    node: _Node
+    wild: bool
+    opens: bool
+    closes: bool
+    """Brackets that stand before the character."""
+
+
 class _Node:
     """A place in the patterns that share a beginning."""
 
-    __slots__ = ("denies", "kind", "next")
+    __slots__ = ("denies", "key", "kind", "moves", "next")
 
-    def __init__(self) -> None:
+    def __init__(self, key: str = "") -> None:
+        self.key = key
+        """The pattern's last character."""
         self.next: dict[str, _Node] = {}
         """By the pattern's next character; after a backslash, by the class's letter."""
         self.kind = ""
         """`stbegin` or `stend` where a pattern is complete."""
         self.denies = False
+        self.moves: dict[tuple[_Symbol, bool], list[_Move]] = {}
+        """What is known of `_moves` of this node."""
 
 
 @cache
-def _patterns() -> _Node:
-    root = _Node()
+def _patterns() -> tuple[_Node, frozenset[str]]:
+    """The root of the patterns and all characters in them."""
+    root, characters = _Node(), set()
     with RULES.open(newline="", encoding="utf-8") as file:
         for row in csv.reader(file, delimiter="\t"):
             if len(row) < 3 or row[0].startswith(("#", "@")):
                 continue
             node = root
             for char in row[0]:
-                node = node.next.setdefault(char, _Node())
+                characters.add(char)
+                node = node.next.setdefault(char, _Node(char))
             node.kind, node.denies = row[2].strip(), float(row[1]) % 2 != 0
-    return root
+    return root, frozenset(characters)
 
 
 @lru_cache(maxsize=4096)
-def _classes(char: str) -> frozenset[str]:
-    return frozenset(letter for letter, holds in _CLASSES.items() if holds(char))
+def _symbol(char: str, is_first: bool) -> _Symbol:
+    classes = frozenset(letter for letter, holds in _CLASSES.items() if holds(char))
+    return _Symbol(classes, char if char in _patterns()[1] else "", is_first)
+
+
+def _moves(node: _Node, symbol: _Symbol, wild: bool) -> list[_Move]:
+    """Where a character leads from a node, in PyFastNER's order.
+
+    Args:
+        wild: the node's key is a class's letter.
+    """
+    if (known := node.moves.get((symbol, wild))) is not None:
+        return known
+    found: list[_Move] = []
+    following = node.next
+    if classes := following.get("\\"):
+        for letter, after in classes.next.items():
+            if letter in symbol.classes:
+                found.append(_Move("step", after, True, False, False))
+            elif letter == "b" and symbol.is_first:
+                found += _moves(after, symbol, True)
+    # A backslash of the text leads among the classes' letters, where brackets are no brackets.
+    if node.key != "\\":
+        if opened := following.get("("):
+            found += [move._replace(opens=True) for move in _moves(opened, symbol, False)]
+        if closed := following.get(")"):
+            found += [move._replace(closes=True) for move in _moves(closed, symbol, False)]
+    if node.kind:
+        found.append(_Move("match", node, False, False, False))
+    if symbol.literal not in ("", "(", ")") and (literal := following.get(symbol.literal)):
+        found.append(_Move("step", literal, False, False, False))
+    if repeated := following.get("+"):
+        once = _moves(repeated, symbol, False)
+        found += once
+        if not wild or node.key not in "()":
+            again = node.key in symbol.classes if wild else node.key == symbol.literal
+            found += [_Move("repeat", node, wild, False, False)] if again else once
+    node.moves[symbol, wild] = found
+    return found
 
 
 class _Matches:
@@ -121,8 +184,9 @@ class _Matches:
 def matches(text: str) -> tuple[list[Match], list[Match]]:
     """Where sentences begin and where they end, in the order in which the rules found them."""
     search = _Search(text)
+    root = _patterns()[0]
     for position in range(len(text)):
-        search.walk(_patterns(), position, 0, position, "", False)
+        search.follow(root, False, position, 0, position)
     begins, ends = (
         [match for match in search.kinds[kind].found if not match.denies] for kind in ("stbegin", "stend")
     )
@@ -131,50 +195,38 @@ def matches(text: str) -> tuple[list[Match], list[Match]]:
 
 class _Search:
     def __init__(self, text: str) -> None:
-        self.text = text
+        self.symbols = [_symbol(char, not at) for at, char in enumerate(text)]
         self.kinds = {"stbegin": _Matches(), "stend": _Matches()}
 
-    def walk(self, node: _Node, begin: int, end: int, at: int, key: str, wild: bool) -> None:
+    def follow(self, node: _Node, wild: bool, begin: int, end: int, at: int) -> None:
         """Follow every pattern from `node` on, over the text from `at` on.
 
         Args:
-            begin: where the counted part begins.
+            begin: where the part between the brackets begins.
             end: where it ends; 0 as long as no bracket has closed it.
-            key: the pattern's last character, `wild` if it is a class's letter.
         """
-        if at == len(self.text):
+        if at == len(self.symbols):
             self._finish(node, begin, end)
             return
-        char, following = self.text[at], node.next
-        if classes := following.get("\\"):
-            matching = _classes(char)
-            for letter, after in classes.next.items():
-                if letter in matching:
-                    self.walk(after, begin, end, at + 1, letter, True)
-                elif letter == "b" and at == 0:
-                    self.walk(after, begin, end, at, letter, True)
-        # A backslash of the text leads among the classes' letters, where brackets are no brackets.
-        if key != "\\":
-            if opened := following.get("("):
-                self.walk(opened, at, end, at, "(", False)
-            if closed := following.get(")"):
-                self.walk(closed, begin, at, at, ")", False)
-        if node.kind:
-            self._add(node, begin, end or at)
-        if char not in "()" and (literal := following.get(char)):
-            self.walk(literal, begin, end, at + 1, char, False)
-        if repeated := following.get("+"):
-            self.walk(repeated, begin, end, at, "+", False)
-            if wild and key in "()":
-                return
-            last = min(len(self.text), at + _MOST_REPEATS)
-            while at < last and (key in _classes(self.text[at]) if wild else self.text[at] == key):
-                at += 1
-            self.walk(repeated, begin, end, at, "+", False)
+        for does, target, target_wild, opens, closes in _moves(node, self.symbols[at], wild):
+            first, last = at if opens else begin, at if closes else end
+            if does == "step":
+                self.follow(target, target_wild, first, last, at + 1)
+            elif does == "match":
+                self._add(target, first, last or at)
+            else:
+                self.follow(target.next["+"], False, first, last, self._repeated(target.key, target_wild, at))
+
+    def _repeated(self, key: str, wild: bool, at: int) -> int:
+        """Where the run of what was before a "+" ends."""
+        last = min(len(self.symbols), at + _MOST_REPEATS)
+        while at < last and (key in self.symbols[at].classes if wild else key == self.symbols[at].literal):
+            at += 1
+        return at
 
     def _finish(self, node: _Node, begin: int, end: int) -> None:
         """The text is over: what is complete here?"""
-        at, following = len(self.text), node.next
+        at, following = len(self.symbols), node.next
         if node.kind:
             self._add(node, begin, end or at)
         elif "\\" in following and "e" in following["\\"].next:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from itertools import pairwise
 
 from unirg.metrics.sentence_rules import Match, matches
+from unirg.metrics.sentence_tokens import starts
 
 VERSION = 1
 """Goes up with any change of what `split` gives."""
@@ -16,8 +18,8 @@ _CLOSING = '.!?)]"'
 
 def split(text: str) -> list[str]:
     """The sentences of a text, stripped; those of fewer than three characters are left out."""
-    starts = [*sorted(_starts(text)), len(text)]
-    sentences = [text[start:stop].strip() for start, stop in pairwise(starts)]
+    edges = [*sorted(_starts(text)), len(text)]
+    sentences = [text[start:stop].strip() for start, stop in pairwise(edges)]
     return [sentence for sentence in sentences if len(sentence) >= 3]
 
 
@@ -98,7 +100,7 @@ def _starts(text: str) -> set[int]:
     """Where sentences start: at tokens alone, so a sentence that begins inside one starts with the next."""
     sentences = spans(text)
     tokens = _tokens(text, {edge for span in sentences for edge in span})
-    starts = {0}
+    found = {0}
     number = at = 0
     while at < len(tokens):
         place, is_space = tokens[at]
@@ -108,27 +110,28 @@ def _starts(text: str) -> set[int]:
             gap = at
             while at < len(tokens) and tokens[at][0] < following:
                 at += 1
-            starts.add(next((start for start, space in tokens[gap:at] if space), place))
+            found.add(next((start for start, space in tokens[gap:at] if space), place))
             continue
         while number < len(sentences) and place >= sentences[number][1]:
             number += 1
         at += 1
         if number == len(sentences):
             if is_space:
-                starts.add(place)
+                found.add(place)
             continue
         begin, end = sentences[number]
         if place < begin:
             continue
         if place == begin:
-            starts.add(place)
+            found.add(place)
         if at < len(tokens) and tokens[at][0] >= end:
-            starts.add(tokens[at][0])
-    return starts
+            found.add(tokens[at][0])
+    return found
 
 
 def _tokens(text: str, edges: set[int]) -> list[tuple[int, bool]]:
-    """Where spaCy's tokens begin, and whether they are space; words with no edge inside stay whole."""
+    """Where tokens begin, and whether they are space; only words with an edge inside are cut into theirs."""
+    inside = sorted(edges)
     found: list[tuple[int, bool]] = []
     for run in re.finditer(r"\s+|\S+", text):
         begin, end = run.span()
@@ -137,6 +140,8 @@ def _tokens(text: str, edges: set[int]) -> list[tuple[int, bool]]:
                 begin += 1
             if begin < end:
                 found.append((begin, True))
+        elif bisect_right(inside, begin) < bisect_left(inside, end):
+            found += [(begin + start, False) for start in starts(run[0])]
         else:
             found.append((begin, False))
     return found
