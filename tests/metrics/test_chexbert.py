@@ -40,7 +40,7 @@ def scorer(directory: Path) -> CheXbert:
 
 @pytest.fixture
 def copy(directory: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(directory, tmp_path / "copy"))
+    return Path(shutil.copytree(directory, tmp_path / "chexbert"))
 
 
 def _reading(classes: list[int], embedding: list[float] | None = None) -> Reading:
