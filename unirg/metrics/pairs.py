@@ -27,6 +27,7 @@ from unirg import storage
 from unirg.errors import UserError
 from unirg.metrics.scorer import Pair
 from unirg.prompts import join_sections
+from unirg.study import SECTIONS
 
 Form = Literal["report", "findings", "bare_findings", "given"]
 FORMS: dict[Form, str] = {
@@ -73,8 +74,10 @@ def read(predictions: str, references: str = "", form: Form | None = None) -> tu
     said = _File(predictions)
     expected = _File(references) if references else said
     said.need("candidate")
-    form = form or ("report" if expected.has("findings") or expected.has("impression") else "given")
-    expected.need("reference" if form == "given" else "findings" if "findings" in form else "sections")
+    if form is None:
+        expected.need("reference", *SECTIONS)
+        form = "report" if any(map(expected.has, SECTIONS)) else "given"
+    expected.need(*{"report": SECTIONS, "given": ("reference",)}.get(form, ("findings",)))
     found = []
     for study_id in dict.fromkeys([*said.records, *expected.records]):
         candidate = said.text(study_id, "candidate")
@@ -119,10 +122,10 @@ class _File:
     def has(self, column: str) -> bool:
         return any(name in self._columns for name in _COLUMNS[column])
 
-    def need(self, column: str) -> None:
-        wanted = ("findings", "impression") if column == "sections" else (column,)
-        if not any(self.has(one) for one in wanted):
-            names = " or ".join(name for one in wanted for name in _COLUMNS[one])
+    def need(self, *columns: str) -> None:
+        """Refuse a file that has none of the columns."""
+        if not any(map(self.has, columns)):
+            names = " or ".join(name for column in columns for name in _COLUMNS[column])
             raise UserError(f"{self.uri} has no column {names}: name one of its columns so")
 
     def text(self, study_id: str, column: str) -> str:
