@@ -136,18 +136,19 @@ class _File:
 
 
 def _text(uri: str, place: str, column: str, value: Any) -> str:
+    """The text of a cell, empty where it is missing. An id may be a whole number, and must be Unicode."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
-    if column.endswith("_id") and isinstance(value, int) and not isinstance(value, bool):
+    is_id = column.endswith("_id")
+    if is_id and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
         raise UserError(f"{uri}: {place}: column {column} holds no text: write it as a string")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{uri}: {place}: column {column} holds half a character: write whole Unicode"
-        ) from None
+    if is_id:
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # JSON may hold half a surrogate pair, Parquet may not
+            raise UserError(f"{uri}: {place}: column {column} is no valid Unicode: mend it") from None
     return "" if value.strip().lower() in _MISSING else value
 
 
