@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.metrics import tiny, tiny_radgraph
 from unirg.errors import UserError
-from unirg.metrics.encoder import Compute
+from unirg.metrics.encoder import Compute, Precision
 from unirg.metrics.radgraph import Entity, Graph, RadGraph, Relation, f1_scores, words_v1, words_xl
 
 pytest.importorskip("torch")
@@ -130,14 +130,15 @@ def test_entities_are_words_of_the_text(directory: Path) -> None:
         assert list(found.relations) == sorted(found.relations)
 
 
-def test_lower_precision_changes_few_entities(directory: Path, scorer: RadGraph) -> None:
-    texts = tiny_radgraph.texts(30)
-    exact = scorer.read(texts)
-    for precision in ("bf16", "int8"):
-        rough = RadGraph(directory, Compute(precision=precision)).read(texts)
-        pairs = [pair for pair in zip(rough, exact, strict=True) if any(found.entities for found in pair)]
-        simple = [f1_scores(*pair)[1] for pair in pairs]
-        assert sum(simple) / len(simple) > 0.85
+@pytest.mark.parametrize(("precision", "agreement"), [("bf16", 0.85), ("int8", 0.6)])
+def test_lower_precision_keeps_most_entities(
+    directory: Path, scorer: RadGraph, precision: Precision, agreement: float
+) -> None:
+    texts = tiny_radgraph.texts(90)
+    both = zip(RadGraph(directory, Compute(precision=precision)).read(texts), scorer.read(texts), strict=True)
+    pairs = [pair for pair in both if pair[0].entities + pair[1].entities]
+    # A random network decides narrowly; trained ones move far less.
+    assert sum(f1_scores(*pair)[1] for pair in pairs) / len(pairs) > agreement
 
 
 def test_the_xl_model_has_its_own_words_scores_and_identity(tmp_path: Path) -> None:

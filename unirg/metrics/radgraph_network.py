@@ -10,8 +10,8 @@ network is linear in the parts of its input: it is applied to each word, width a
 
 Keys used of the AllenNLP configuration: `model.feature_size`, `model.max_span_width`,
 `model.feedforward_params.{num_layers, hidden_dims, dropout}`, `model.modules.relation.spans_per_word`,
-`model.modules.coref.coref_prop` (must be 0), `model.embedder.token_embedders.bert.max_length`,
-`dataset_reader.max_span_width`; the scorer reads no others.
+`model.modules.coref.coref_prop` (must be 0) and `dataset_reader.max_span_width`; the scorer also reads
+`dataset_reader.token_indexers.bert.max_length`.
 """
 
 from __future__ import annotations
@@ -240,7 +240,11 @@ class RadGraphNetwork(nn.Module):
         """The scores of a batch of texts, each of at least one wordpiece, for training: with gradients.
 
         For the loss over entities give each row of `Scores.spans` its gold label (0 where it has none), for
-        that over relations each row of `Scores.pairs`; as the spans are pruned, a gold pair may not be there.
+        that over relations each row of `Scores.pairs`. A gold pair may be missing, as the spans are pruned;
+        what prunes them learns from the relations' loss alone.
+
+        Args:
+            padding: id that fills shorter segments up.
         """
         device = next(self.parameters()).device
         rows = [torch.tensor(segment) for text in texts for segment in text.segments]
