@@ -21,7 +21,7 @@ from unirg.metrics.bleu import bleu
 from unirg.metrics.catalog import CATALOG
 from unirg.metrics.chexprompt import CATEGORIES, Errors, Judge, Verdict
 from unirg.metrics.engine import Engine
-from unirg.metrics.reader import Recent
+from unirg.metrics.reader import ENTRY, Recent
 from unirg.metrics.scorer import Pair, Row
 from unirg.metrics.verdicts import scores
 from unirg.telemetry import Progress
@@ -160,7 +160,7 @@ def test_features_of_candidates_are_kept_only_where_they_are_small(scorers: Scor
     assert scorers["bertscore"].read_texts["a"] == 2
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 40))), st.integers(0, 100))
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 40))), st.integers(0, 5000))
 def test_features_kept_in_memory_are_those_used_last_within_the_bound(
     puts: list[tuple[int, int]], bound: int
 ) -> None:
@@ -171,7 +171,7 @@ def test_features_kept_in_memory_are_those_used_last_within_the_bound(
             recent.put(bytes([number]), number, sizes[number])
         used = [other for other in used if other != number] + [number]
         held = [other for other in used if recent.get(bytes([other]))]
-        assert recent.held == sum(sizes[other] for other in held) <= bound
+        assert recent.held == sum(sizes[other] + ENTRY for other in held) <= bound
         assert held == used[len(used) - len(held) :]
 
 

@@ -16,13 +16,16 @@ from collections.abc import Sequence
 from unirg.metrics.cache import Cache, pair_digest, text_digest
 from unirg.metrics.scorer import Feature, Pair, Row, TextScorer
 
+ENTRY = 512
+"""Bytes that keeping a feature takes besides it, about."""
+
 
 class Recent:
     """Features used last, up to a number of bytes."""
 
     def __init__(self, bound: int) -> None:
         self.bound, self.held = bound, 0
-        """Bytes, by the scorer's own count."""
+        """Bytes, by the scorer's own count and `ENTRY`."""
         self._features: OrderedDict[bytes, tuple[Feature, int]] = OrderedDict()
 
     def get(self, digest: bytes) -> tuple[Feature] | None:
@@ -33,6 +36,7 @@ class Recent:
         return self._features[digest][:1]
 
     def put(self, digest: bytes, feature: Feature, size: int) -> None:
+        size += ENTRY
         self._features[digest] = feature, size
         self.held += size
         while self.held > self.bound:
