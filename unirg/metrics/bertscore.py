@@ -86,9 +86,9 @@ class BertScore:
         Raises:
             UserError: a file is missing, or the weights are not those of the architecture.
         """
+        weights.require(directory, self.name, _FILES)
         from transformers import RobertaConfig
 
-        weights.require(directory, self.name, _FILES)
         config = load_config(RobertaConfig, directory)
         self._setting = _setting(directory / "bertscore.json", config.num_hidden_layers)
         self._compute = compute

@@ -59,7 +59,7 @@ def prepared(model: torch.nn.Module, compute: Compute) -> torch.nn.Module:
         return model.to(torch.bfloat16)
     if compute.precision == "int8":
         if compute.device != "cpu":
-            raise ValueError(f"int8 runs on CPUs, not on {compute.device}")
+            raise UserError(f"int8 runs on CPUs, not on {compute.device}: choose fp32 or bf16 there")
         quantize: Callable[..., torch.nn.Module] = torch.ao.quantization.quantize_dynamic
         with warnings.catch_warnings():
             # torch 2.13 calls this deprecated; what it names instead, torchao, is no dependency of ours.

@@ -89,11 +89,11 @@ class RadGraph:
         Raises:
             UserError: a file is missing, or the weights are not of this architecture.
         """
+        weights.require(directory, name, _FILES)
         from transformers import AutoConfig
 
         from unirg.metrics.radgraph_network import ENCODER, Labels, RadGraphNetwork, setting
 
-        weights.require(directory, name, _FILES)
         self.name: str = name
         plain = name.replace("-", "_")
         self.scores = (plain, f"{plain}_simple", f"{plain}_partial", f"{plain}_complete")
