@@ -5,13 +5,15 @@ CORPUS ?= phantom
 DATA ?=
 STORE ?= runs/demo-$(CORPUS)
 TESTS ?=
+PAIRS ?= 320
+SCALE ?= 0.0625
 
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format pipelines soak lock clean
+.PHONY: help venv demo test lint format pipelines parity benchmark soak lock clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +52,14 @@ format: venv ## Put imports and formatting right
 
 pipelines: venv ## Compile the Kubeflow pipelines to IR YAML
 	$(BIN)/python -m pipelines.compile
+
+parity: venv ## Compare our metrics with the upstream packages on the same weights (an hour of CPU; PAIRS=320)
+	tools/parity.sh
+	$(BIN)/python -m parity.compare --pairs $(PAIRS)
+
+benchmark: venv ## Time the metric engine beside the upstream packages (SCALE=1 takes hours of CPU)
+	tools/parity.sh
+	$(BIN)/python benchmarks/metrics.py --scale $(SCALE)
 
 soak: venv ## Run the tests that take hours or kill at random
 	tools/apt.sh
