@@ -46,8 +46,8 @@ def ours(score: str, folder: Path, pairs: corpus.Pairs, compute: Compute, device
     found = []
     for _ in range(2):
         engine = Engine([score], weights=str(folder), compute=compute)
-        list(engine.score(pairs[:32]))
-        fresh = pairs[32:]
+        list(engine.score(pairs[:16]))
+        fresh = pairs[16:]
         found.append(rate(lambda: list(engine.score(fresh)), len(fresh), device))  # noqa: B023
     return max(found)
 
@@ -88,7 +88,7 @@ def main() -> None:
     pairs = corpus.group_pairs(asked.groups, 16, texts)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "weights"
-        weights.build(folder, texts[:100], weights.TINY if asked.tiny else weights.PARITY)
+        weights.build(folder, texts[:30], weights.TINY if asked.tiny else weights.PARITY)
         best = 0.0
         for tokens in asked.tokens:
             compute = Compute(asked.precision, asked.device, tokens)
