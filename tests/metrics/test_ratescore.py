@@ -284,15 +284,25 @@ def test_of_equal_cosines_the_last_bits_decide_nothing(scorer: RaTEScore) -> Non
     assert _score(scorer, candidate, reference) == pytest.approx(_score(scorer, candidate, nudged), abs=1e-6)
 
 
+def test_a_pair_is_undecided_where_the_same_words_have_two_types(scorer: RaTEScore) -> None:
+    two = _of("DISEASE", "NON-DISEASE", embeddings=[[1, 2], [1, 2]])
+    one = _of("DISEASE", embeddings=[[2, 1]])
+    assert ratescore.undecided(one, two)
+    assert ratescore.undecided(two, one)
+    assert not ratescore.undecided(one, _of("DISEASE", "DISEASE", embeddings=[[1, 2], [1, 2]]))
+    assert not ratescore.undecided(one, one)
+    assert not ratescore.undecided(two, scorer.read([""])[0])
+
+
 @given(st.lists(st.sampled_from(TYPES), min_size=1, max_size=9), st.integers(0, 2**32 - 1))
 @settings(max_examples=30, deadline=None)
-def test_the_score_is_symmetric_and_never_above_one(kinds: list[str], seed: int) -> None:
+def test_the_score_is_symmetric_and_between_zero_and_one(kinds: list[str], seed: int) -> None:
     generator = np.random.default_rng(seed)
-    ours = _of(*kinds, embeddings=generator.normal(size=(len(kinds), 4)))
-    theirs = _of(*kinds[::-1], "ANATOMY", embeddings=generator.normal(size=(len(kinds) + 1, 4)))
+    ours = _of(*kinds, embeddings=generator.random((len(kinds), 4)))
+    theirs = _of(*kinds[::-1], "ANATOMY", embeddings=generator.random((len(kinds) + 1, 4)))
     scorer = object.__new__(RaTEScore)
     assert _score(scorer, ours, theirs) == pytest.approx(_score(scorer, theirs, ours), abs=1e-12)
-    assert _score(scorer, ours, theirs) <= 1 + 1e-9
+    assert 0 <= _score(scorer, ours, theirs) <= 1 + 1e-9
 
 
 # Batches, order, duplicates, memory
@@ -363,7 +373,7 @@ def test_any_text_has_a_finite_score(scorer: RaTEScore, text: str) -> None:
     ours, other = scorer.read([text, tiny.WORDS])
     # Below 1 where the same words are there with two types.
     assert 0.8 < _score(scorer, ours, ours) <= 1 + 1e-9 if len(ours.types) else 0.5
-    assert -1 <= _score(scorer, ours, other) <= 1
+    assert np.isfinite(_score(scorer, ours, other))
 
 
 def test_nothing_to_read_and_nothing_to_compare_is_nothing(scorer: RaTEScore) -> None:

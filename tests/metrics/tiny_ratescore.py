@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from string import ascii_letters, ascii_lowercase
 from typing import Any
 
 from tests.metrics import tiny
@@ -47,34 +49,40 @@ def directory(root: Path) -> Path:
 
 
 def _unigram(path: Path) -> int:
-    """As DeBERTa-v3's SentencePiece model; returns the vocabulary's size."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    """Words and letters, as DeBERTa-v3's SentencePiece model has them; returns the vocabulary's size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
-    tokenizer = Tokenizer(models.Unigram())
+    names = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    words = sorted({f"\u2581{word}" for word in re.findall(r"\w+", tiny.WORDS)})
+    # Not every word is known, so that some fall into pieces.
+    pieces = [(name, 0.0) for name in names] + [(word, -4.0) for word in words[::3]]
+    pieces += [(piece, -6.0) for piece in ("\u2581", "an", "ar", "ed", "in", "le", "on")]
+    pieces += [(letter, -9.0) for letter in f"{ascii_letters}.,;?"]
+    tokenizer = Tokenizer(models.Unigram([*pieces, ("[MASK]", 0.0)], unk_id=3))
+    tokenizer.add_special_tokens([*names, "[MASK]"])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(
-        vocab_size=200, special_tokens=names, unk_token="[UNK]", show_progress=False
-    )
-    tokenizer.train_from_iterator([tiny.WORDS] * 4, trainer)
     between = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=between)
-    roles = dict(zip(("pad_token", "cls_token", "sep_token", "unk_token", "mask_token"), names, strict=True))
-    _write(path, tokenizer, "DebertaV2Tokenizer", roles)
+    roles = dict(zip(("pad_token", "cls_token", "sep_token", "unk_token"), names, strict=True))
+    _write(path, tokenizer, "DebertaV2Tokenizer", {**roles, "mask_token": "[MASK]"})
     return tokenizer.get_vocab_size()
 
 
 def _wordpiece(path: Path) -> int:
-    """WordPiece between RoBERTa's special tokens, as MPNet's; returns the vocabulary's size."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    """Words and letters between RoBERTa's special tokens, as MPNet's; returns the vocabulary's size."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    names = ["<s>", "<pad>", "</s>", "[UNK]"]
+    words = sorted(set(re.findall(r"\w+", tiny.WORDS.lower())))
+    letters = [*ascii_lowercase, *(f"##{letter}" for letter in ascii_lowercase), *".,;?"]
+    vocabulary = dict.fromkeys([*names, *words[::2], *letters, "<mask>"])
+    tokenizer = Tokenizer(
+        models.WordPiece({word: at for at, word in enumerate(vocabulary)}, unk_token="[UNK]")
+    )
+    tokenizer.add_special_tokens([*names, "<mask>"])
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    names = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
-    trainer = trainers.WordPieceTrainer(vocab_size=250, special_tokens=names, show_progress=False)
-    tokenizer.train_from_iterator([tiny.WORDS], trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     _write(path, tokenizer, "MPNetTokenizer", {})
     return tokenizer.get_vocab_size()

@@ -1,6 +1,6 @@
 """RaTEScore (Zhao et al., EMNLP 2024): how well two reports' medical entities match, by meaning and by type.
 
-0 to 1, higher is better (below 0 only where the best matches have negative cosines); .5 where a side has no
+0 to 1, higher is better (outside only where best matches have negative cosines); .5 where a side has no
 entity. ReXrank's setting is the package's own (RaTEScore 0.6.0): the networks RaTE-NER-Deberta and
 BioLORD-2023-C, and the affinities for long reports.
 
@@ -14,7 +14,7 @@ Mended: the package gives fewer scores than pairs where a text has no sentence o
 so that those behind it belong to other pairs; here each pair has its own.
 Undefined there: which of equal cosines is the best, as between the same words with two types, is decided by
 the last bits of a product. Here equal is what agrees to 7 digits, and torch.topk decides, as it mostly does
-there.
+there; `undecided` tells such pairs. So a report scores below 1 against itself where it has such words.
 """
 
 from __future__ import annotations
@@ -216,6 +216,18 @@ def entities(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[int, int,
     if start is not None and not ended_before_another:
         found.append((start, len(tokens) - 2, kind))
     return found
+
+
+def undecided(candidate: Entities, reference: Entities) -> bool:
+    """Whether an entity has equally good matches of two types: the package's score is then one of several."""
+    if not len(candidate.types) or not len(reference.types):
+        return False
+    cosines = _unit(candidate.embeddings) @ _unit(reference.embeddings).T
+    return any(
+        len(set(types[row >= row.max() - 1e-6])) > 1
+        for rows, types in ((cosines, reference.types), (cosines.T, candidate.types))
+        for row in rows
+    )
 
 
 def _f1(candidate: Entities, reference: Entities) -> float:
