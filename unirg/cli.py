@@ -136,6 +136,14 @@ def report(
     print(made.path("report.html"))
 
 
+@weights_app.command("make")
+def make_weights(overrides: Overrides = None, recipe: Recipe = None, store: Store = STORE) -> None:
+    """Make or collect scorers' weights -> one artifact, for training and evaluation to name."""
+    from unirg.training.scorers import WeightsConfig, weights
+
+    _done(weights(config.load(WeightsConfig, recipe, overrides or ()), store))
+
+
 @weights_app.command("fetch")
 def fetch_weights(
     names: Annotated[list[str] | None, typer.Argument(help="Scorers, such as chexbert; none = all.")] = None,

@@ -232,3 +232,12 @@ def test_on_a_phone_only_the_tables_scroll_sideways(plain: Made, tmp_path: Path)
         page_width = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert tab.evaluate(page_width) == 0
         assert tab.evaluate("document.querySelector('.scroll').scrollWidth") > 390
+
+
+def test_a_metric_below_zero_is_drawn_where_it_is() -> None:
+    numbers = {"mean": -0.4, "low": -0.5, "high": -0.3}
+    drawn = plots.dots(
+        *("f", "alt", [{"name": "sft", "kind": "policy"}], [("bertscore", "BERTScore", "")]),
+        *([("test", "Held-out")], lambda *_: numbers),
+    )
+    assert "\N{MINUS SIGN}0.4" in drawn  # a tick of the axis

@@ -73,8 +73,9 @@ def dots(
             axis.set_yticks(range(len(systems)), [_short(system["name"]) for system in systems])
             axis.set_ylim(len(systems) - 0.4, -0.6)
             axis.tick_params(axis="y", labelcolor=INK)
-            most = axis.get_xlim()[1]
-            axis.set_xlim(-0.03 * most, most)  # from zero, with room for a marker there
+            if axis.dataLim.xmin >= 0:  # from zero, with room for a marker there
+                most = axis.get_xlim()[1]
+                axis.set_xlim(-0.03 * most, most)
             axis.grid(axis="x")
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
