@@ -187,9 +187,25 @@ def radgraph(directory: Path, texts: Sequence[str], size: Size) -> None:
     for key, value in tensors.items():
         if "_linear_layers" in key and key.endswith("weight"):
             nn.init.kaiming_normal_(value, nonlinearity="relu")
+    _prefer_short(tensors, name)
     tokens = _words(AutoTokenizer.from_pretrained(directory / "encoder"), texts[:60])
     _fit_radgraph(network, tensors, tokens)
     _save({**tensors, **_unused(2 * size.width + config["model"]["feature_size"], config)}, directory)
+
+
+def _prefer_short(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Let a span's length count against it, in place: real entities are short, and reports share them."""
+    widths = tensors["_endpoint_span_extractor._span_width_embedding.weight"]
+    widths[:, 0] = torch.arange(len(widths))
+    scorer = f"_ner._ner_scorers.{name}__ner_labels"
+    # One unit of each hidden layer carries the length on and nothing else; the other units do without it.
+    length = tensors[f"{scorer}.0._module._linear_layers.0.weight"].shape[1] - widths.shape[1]
+    for layer, source in ((0, length), (1, 0)):
+        weight = tensors[f"{scorer}.0._module._linear_layers.{layer}.weight"]
+        weight[0], weight[:, source] = 0.0, 0.0
+        weight[0, source] = 1.0
+        tensors[f"{scorer}.0._module._linear_layers.{layer}.bias"][0] = 0.0
+    tensors[f"{scorer}.1._module.weight"][:, 0] = -0.2
 
 
 def _fit_radgraph(network: RadGraphNetwork, tensors: Mapping[str, Tensor], tokens: Sequence[Tokens]) -> None:
