@@ -11,8 +11,9 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ class ToyScorers(Config):
     """Tokens that are learnt from the reports; letters come in addition."""
     studies: int = Field(default=800, ge=20)
     """Phantom studies whose reports are learnt from."""
-    steps: int = Field(default=1500, ge=1)
+    steps: int = Field(default=1200, ge=1)
     """Optimiser steps of RadGraph's training; the others' stand in proportion (`scorers_fit`)."""
 
 
@@ -66,7 +67,7 @@ class WeightsConfig(Config):
     seed: int = 0
     """Of the toys' phantoms, initial weights and order of data; quality is measured on `seed` + 1."""
     workers: int = operational(2, ge=1)
-    """Processes that train toys, a thread each."""
+    """Processes that train toys, a thread each; 1: none is started for it."""
 
 
 @telemetry.verb("train.weights")
@@ -117,8 +118,12 @@ def _train(config: WeightsConfig, draft: Draft) -> dict[str, float]:
     todo = [name for name in TOYS if not (draft.scratch / name).is_dir()]
     if todo:
         reports = scorers_data.reports(config.toy.studies, config.seed)
-        held_out = scorers_data.reports(HELD_OUT, config.seed + 1)
-        _in_processes(config, todo, reports, held_out, draft.scratch)
+        held_out = scorers_data.reports(min(HELD_OUT, config.toy.studies), config.seed + 1)
+        if config.workers == 1:
+            for name in todo:
+                train_one(name, config, reports, held_out, draft.scratch)
+        else:
+            _in_processes(config, todo, reports, held_out, draft.scratch)
     for name in TOYS:
         shutil.copytree(draft.scratch / name, draft.out / name)
     quality: dict[str, float] = {}
@@ -147,23 +152,18 @@ def _in_processes(
 def train_one(
     name: str, config: WeightsConfig, reports: list[Passage], held_out: list[Passage], target: Path
 ) -> None:
-    """Make `<target>/<name>/`, whole or not at all; runs in a worker process."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    """Make `<target>/<name>/`, whole or not at all; in a worker process, or in this one."""
     from unirg import checkpoint
 
     checkpoint.quiet()
-    import torch
-
     from unirg.training import scorers_fit, scorers_quality
 
-    # One thread: sums in another order would be other weights.
-    torch.set_num_threads(1)
-    torch.manual_seed(config.seed)
     work = target / f"{name}.part"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    scorers_fit.FITS[name](config, reports, work)
-    quality: dict[str, float] = scorers_quality.MEASURES[name](work, held_out)
+    with _reproducible(config.seed):
+        scorers_fit.FITS[name](config, reports, work)
+        quality = scorers_quality.MEASURES[name](work, held_out)
     record: dict[str, Any] = {
         "scorer": name,
         "source": "toy scorers trained on phantoms",
@@ -172,3 +172,22 @@ def train_one(
     }
     (work / public.RECORD).write_text(json.dumps(record, indent=1))
     work.rename(target / name)
+
+
+@contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """One thread and a known random state: sums in another order would be other weights."""
+    import torch
+
+    threads, parallel = torch.get_num_threads(), os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        os.environ.pop("TOKENIZERS_PARALLELISM")
+        if parallel is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = parallel

@@ -186,9 +186,10 @@ def _short(own: Sentences, foreign: Sentences, chance: random.Random) -> Passage
 
 
 def _garbled(own: Sentences, foreign: Sentences, chance: random.Random) -> Passage:
-    """The words of some sentences, or of all, in disorder."""
-    share = chance.choice((0.3, 1.0))
-    return join(garbled(sentence, chance) if chance.random() < share else sentence for sentence in own)
+    """The words of some sentences in disorder, or those of the whole report."""
+    if chance.random() < 0.5:
+        return garbled(join(own), chance)
+    return join(garbled(sentence, chance) if chance.random() < 0.3 else sentence for sentence in own)
 
 
 def garbled(passage: Passage, chance: random.Random) -> Passage:

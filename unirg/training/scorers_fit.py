@@ -44,7 +44,7 @@ def chexbert(config: WeightsConfig, found: Sequence[Passage], folder: Path) -> N
 
     from unirg.metrics.chexbert_network import CheXbertNetwork
 
-    toy, steps = config.toy, _share(1.0, config)
+    toy, steps = config.toy, _share(1.4, config)
     tokenizer = scorers_tokenizers.wordpiece("bert", found, toy)
     sizes = _sizes(toy) | {"num_attention_heads": toy.hidden_size // 16}  # there is much to look for at once
     settings = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=LENGTH, **sizes)
@@ -203,7 +203,7 @@ def bertscore(config: WeightsConfig, found: Sequence[Passage], folder: Path) -> 
     import torch
     from transformers import RobertaConfig, RobertaForMaskedLM
 
-    toy, steps = config.toy, _share(0.15, config)
+    toy, steps = config.toy, _share(0.2, config)
     tokenizer = scorers_tokenizers.byte_level(found, toy)
     settings = RobertaConfig(
         vocab_size=len(tokenizer),
@@ -252,7 +252,7 @@ def _ner(config: WeightsConfig, found: Sequence[Passage], folder: Path) -> None:
     import torch
     from transformers import DebertaV2Config, DebertaV2ForTokenClassification
 
-    toy, steps = config.toy, _share(0.15, config)
+    toy, steps = config.toy, _share(0.2, config)
     tokenizer = scorers_tokenizers.unigram(found, toy)
     names = ["O", *(f"{place}-{kind}" for kind in data.RATE_TYPES for place in "BI")]
     settings = DebertaV2Config(
@@ -295,7 +295,7 @@ def _synonyms(config: WeightsConfig, found: Sequence[Passage], folder: Path) -> 
     import torch
     from transformers import MPNetConfig, MPNetModel
 
-    toy, steps = config.toy, _share(0.08, config)
+    toy, steps = config.toy, _share(0.1, config)
     tokenizer = scorers_tokenizers.wordpiece("mpnet", found, toy)
     settings = MPNetConfig(
         vocab_size=len(tokenizer),
