@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.metrics import tiny, tiny_radgraph
+from tests.metrics import tiny, tiny_radgraph, tiny_ratescore
 from unirg.errors import UserError
 from unirg.metrics.conditions import LABELS
 from unirg.metrics.encoder import Compute
@@ -24,7 +24,10 @@ from unirg.metrics.engine import Engine
 from unirg.metrics.scorer import Pair
 
 ROOT = Path(__file__).parents[2]
-SCORES = ("bleu2", "rouge_l", "bertscore", "sembscore", "sembscore_labels", "radgraph", "radcliq_v1")
+SCORES = (
+    *("bleu2", "rouge_l", "bertscore", "sembscore", "sembscore_labels", "radgraph", "radcliq_v1"),
+    "ratescore",
+)
 TOLERANCE = 1e-5
 Values = dict[str, float]
 Alone = dict[Pair, Values]
@@ -55,6 +58,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).mkdir()
         getattr(tiny, name)(root / name)
     tiny_radgraph.write(root / "radgraph")
+    tiny_ratescore.directory(root / "ratescore")
     return root
 
 
@@ -78,7 +82,8 @@ def check(found: Sequence[Values], pairs: Sequence[Pair], alone: Alone) -> None:
 
 
 def test_random_models_tell_texts_apart(alone: Alone) -> None:
-    for name, distinct in (("bertscore", 12), ("sembscore", 12), ("radgraph", 5), ("radcliq_v1", 12)):
+    least = {"bertscore": 12, "sembscore": 12, "radgraph": 5, "radcliq_v1": 12, "ratescore": 12}
+    for name, distinct in least.items():
         assert len({round(values[name], 4) for values in alone.values()}) >= distinct
 
 

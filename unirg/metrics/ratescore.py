@@ -13,8 +13,8 @@ from the other side; the score is their F1. `entities` documents what the packag
 Mended: the package gives fewer scores than pairs where a text has no sentence of three characters or more,
 so that those behind it belong to other pairs; here each pair has its own.
 Undefined there: which of equal cosines is the best, as between the same words with two types, is decided by
-the last bits of a product. Here equal is what agrees to 7 digits, and torch.topk decides, as it mostly does
-there; `undecided` tells such pairs. So a report scores below 1 against itself where it has such words.
+the last bits of a product. Here equal is what differs by less than 1e-6, and torch.topk decides, as it mostly
+does there; `undecided` tells such pairs. So a report scores below 1 against itself where it has such words.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def undecided(candidate: Entities, reference: Entities) -> bool:
         return False
     cosines = _unit(candidate.embeddings) @ _unit(reference.embeddings).T
     return any(
-        len(set(types[row >= row.max() - 1e-6])) > 1
+        len(set(types[row >= row.max() - _EQUAL])) > 1
         for rows, types in ((cosines, reference.types), (cosines.T, candidate.types))
         for row in rows
     )
@@ -244,10 +244,22 @@ def _matched(cosines: NDArray[np.float64], types: NDArray[np.int8], others: NDAr
     """How well the entities of the rows are matched by those of the columns."""
     import torch
 
-    best = torch.from_numpy(cosines.round(7)).topk(1).indices[:, 0].numpy()
+    # The choice among equals hangs on the order of all others too, so topk sees ranks: the last bits of a
+    # cosine, which change with the batch, change no rank.
+    best = torch.from_numpy(_ranks(cosines)).topk(1).indices[:, 0].numpy()
     affinity = AFFINITY[types, others[best]]
     values = cosines[np.arange(len(types)), best] * _NEGATED[types, others[best]]
     return float((affinity * values).sum() / affinity.sum())
+
+
+def _ranks(cosines: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Each value's rank in its row, from 0; values that follow each other by less than `_EQUAL` share one."""
+    order = cosines.argsort(1)
+    ascending = np.take_along_axis(cosines, order, 1)
+    steps = np.diff(ascending, axis=1, prepend=ascending[:, :1]) > _EQUAL
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, steps.cumsum(1), 1)
+    return ranks
 
 
 def _unit(embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -262,6 +274,8 @@ def _negated() -> NDArray[np.float64]:
 
 
 _NEGATED = _negated()
+_EQUAL = 1e-6
+"""Cosines nearer to each other are equal: the same words embedded in two batches differ by less."""
 
 
 def _recall(memory: dict[str, _Value], keys: Sequence[str], read: Any) -> Mapping[str, _Value]:
