@@ -50,7 +50,7 @@ class ToyScorers(Config):
     """Tokens that are learnt from the reports; letters come in addition."""
     studies: int = Field(default=800, ge=20)
     """Phantom studies whose reports are learnt from."""
-    steps: int = Field(default=1200, ge=1)
+    steps: int = Field(default=1000, ge=1)
     """Optimiser steps of RadGraph's training; the others' stand in proportion (`scorers_fit`)."""
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 from unirg import prompts
@@ -225,12 +226,14 @@ def batches(found: Sequence[Passage], size: int, steps: int, seed: int) -> Itera
     """`steps` batches of reports as a policy may write them, each of texts of like length (no padding)."""
     chance = random.Random(seed)
     known = [sentences(report) for report in found]
+    # Most sentences deny; the more a report finds, the more often it is drawn.
+    draws = list(accumulate(list(conditions(report).values()).count("positive") ** 2 for report in found))
     ways, shares = list(_WAYS), list(_WAYS.values())
     ready: list[list[Passage]] = []
     for _ in range(steps):
         if not ready:
             pool = [
-                way(chance.choice(known), chance.choice(known), chance)
+                way(*chance.choices(known, cum_weights=draws, k=2), chance)
                 for way in chance.choices(ways, shares, k=8 * size)
             ]
             pool.sort(key=lambda passage: len(passage.text))
