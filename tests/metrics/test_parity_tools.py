@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import DebertaV2Config
 
 from benchmarks import metrics as speed
 from benchmarks.gpu import metrics as gpu
 from parity import compare, corpus, deviations, originals, weights
 from unirg.metrics.chexbert import CheXbert, labels
-from unirg.metrics.encoder import Compute
+from unirg.metrics.encoder import Compute, load_config, load_tokenizer, token_ids
 from unirg.metrics.radgraph import Entity, Graph, RadGraph, Relation
 
 TEXTS = corpus.made_up(24)
@@ -35,6 +37,14 @@ def test_random_weights_find_entities_and_relations(built: Path) -> None:
     graphs = RadGraph(built / "radgraph", Compute()).read(TEXTS)
     assert np.mean([len(graph.entities) for graph in graphs]) >= 2
     assert np.mean([len(graph.relations) for graph in graphs]) >= 1
+
+
+def test_a_tokenizer_normalises_as_its_file_says(built: Path) -> None:
+    directory = built / "ratescore" / "ner"
+    config = load_config(DebertaV2Config, directory)
+    text = "  A \ufb01rst\n\nnodule of \u00bd cm \u2026 "
+    expected = Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text).ids
+    assert token_ids(load_tokenizer(directory, config), [text], 512) == [expected]
 
 
 def test_weights_that_are_there_are_not_built_again(built: Path) -> None:

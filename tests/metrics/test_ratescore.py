@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tests.metrics import tiny, tiny_ratescore
 from unirg.errors import UserError
 from unirg.metrics import ratescore, sentences
-from unirg.metrics.encoder import Compute, Precision
+from unirg.metrics.encoder import Compute, Precision, load_tokenizer
 from unirg.metrics.ratescore import AFFINITY, NEGATION, TYPES, Entities, RaTEScore, entities
 
 SENTENCES = [f"{sentence.strip()}." for sentence in tiny.WORDS.replace("?", ".").split(".")]
@@ -74,9 +74,9 @@ class Plain:
     """One sentence, one entity and one match at a time, over transformers' own loading."""
 
     def __init__(self, directory: Path) -> None:
-        from transformers import AutoModel, AutoModelForTokenClassification, AutoTokenizer
+        from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, AutoTokenizer
 
-        self.words = AutoTokenizer.from_pretrained(directory / "ner")
+        self.words = load_tokenizer(directory / "ner", AutoConfig.from_pretrained(directory / "ner"))
         self.ner = AutoModelForTokenClassification.from_pretrained(directory / "ner").eval()
         self.pieces = AutoTokenizer.from_pretrained(directory / "synonyms")
         self.synonyms = AutoModel.from_pretrained(directory / "synonyms").eval()

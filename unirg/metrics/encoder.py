@@ -131,6 +131,7 @@ def load_tokenizer(directory: Path, config: PretrainedConfig) -> Any:
     Raises:
         UserError: it cannot be read, or is not of this model's vocabulary.
     """
+    from tokenizers import Tokenizer
     from transformers import AutoTokenizer
 
     try:
@@ -145,6 +146,11 @@ def load_tokenizer(directory: Path, config: PretrainedConfig) -> Any:
             f"the tokenizer in {directory} has {len(tokenizer)} tokens and the model {config.vocab_size}: "
             "they are not of one model; name a complete directory"
         )
+    if (file := directory / "tokenizer.json").is_file():
+        # transformers 5 makes these two by the name of the class: DeBERTa's not as it was trained with.
+        trained = Tokenizer.from_file(str(file))
+        tokenizer.backend_tokenizer.normalizer = trained.normalizer
+        tokenizer.backend_tokenizer.pre_tokenizer = trained.pre_tokenizer
     return tokenizer
 
 
