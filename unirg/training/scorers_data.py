@@ -232,10 +232,9 @@ def batches(found: Sequence[Passage], size: int, steps: int, seed: int) -> Itera
     ready: list[list[Passage]] = []
     for _ in range(steps):
         if not ready:
-            pool = [
-                way(*chance.choices(known, cum_weights=draws, k=2), chance)
-                for way in chance.choices(ways, shares, k=8 * size)
-            ]
+            drawn = chance.choices(ways, shares, k=8 * size)
+            pairs = (chance.choices(known, cum_weights=draws, k=2) for _ in drawn)
+            pool = [way(report, other, chance) for way, (report, other) in zip(drawn, pairs, strict=True)]
             pool.sort(key=lambda passage: len(passage.text))
             ready = [pool[start : start + size] for start in range(0, len(pool), size)]
             chance.shuffle(ready)
