@@ -155,8 +155,10 @@ def test_a_retry_after_that_says_nothing_leaves_the_usual_back_off(value: str) -
     assert 0.25 <= seconds <= 0.5
 
 
-@pytest.mark.parametrize("value", ["121", "inf", "1e999", formatdate(time.time() + 4000, usegmt=True)])
+@pytest.mark.parametrize("value", ["121", "inf", "1e999", "a date an hour away"])
 def test_a_retry_after_beyond_two_minutes_is_not_waited_for(value: str) -> None:
+    if value.startswith("a date"):
+        value = formatdate(time.time() + 3600, usegmt=True)
     assert pause(_error(429, retry_after=value), 0) is None
 
 
