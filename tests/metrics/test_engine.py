@@ -415,11 +415,17 @@ def test_when_a_scorer_fails_the_judge_is_asked_no_more(
     scorers: Scorers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unirg.metrics.verdicts._CHUNK", 1)
-    failed = threading.Event()
+    asked, failed = threading.Event(), threading.Event()
     judge = Counts()
-    judge.before = lambda: failed.wait(20)
+
+    def hold() -> None:
+        asked.set()
+        failed.wait(20)
+
+    judge.before = hold
 
     def broken(texts: Sequence[str]) -> list[Any]:
+        assert asked.wait(20)
         raise RuntimeError
 
     monkeypatch.setattr(scorers["chexbert"], "read", broken)

@@ -29,7 +29,7 @@ from unirg.cohort.reader import INDEX
 from unirg.cohort.stage import NO_SECTIONS, UNREADABLE
 from unirg.study import keyed_id
 
-VERBS = {"stage", "train.base", "train.sft", "train.grpo", "serve", "score", "evaluate", "report"}
+VERBS = {"stage", "weights", "train.base", "train.sft", "train.grpo", "serve", "score", "evaluate", "report"}
 
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(600)]
 
@@ -131,7 +131,7 @@ def below(folder: Path) -> dict[str, bytes]:
 def test_the_whole_pipeline_runs_on_an_institutions_data_with_its_store_on_s3(run: Run) -> None:
     assert run.exit_code == 0, run.output
     made = {key.split("/")[1] for key in run.objects if key.endswith("/manifest.json")}
-    assert made == {"cohort", "base", "sft", "grpo", "serve", "score", "evaluate", "report"}
+    assert made == {"cohort", "weights", "base", "sft", "grpo", "serve", "score", "evaluate", "report"}
 
 
 def test_the_search_would_find_a_canary_in_any_case_and_encoding(table: Path) -> None:

@@ -19,7 +19,14 @@ from unirg.training import policy, run, train
 COMMON = ["micro_batch=4", "batch_size=4", "save_steps=1", "learning_rate=1e-3"]
 SETTINGS = {
     "sft": [*COMMON, "max_steps=8"],
-    "grpo": [*COMMON, "max_steps=5", "group_size=2", "kl=0.03", "max_completion_tokens=16"],
+    "grpo": [
+        *COMMON,
+        "max_steps=5",
+        "group_size=2",
+        "kl=0.03",
+        "max_completion_tokens=16",
+        "rewards={bleu2: 0.5, rouge_l: 0.5}",
+    ],
 }
 KILLED_AFTER = {"sft": 3, "grpo": 2}
 """Steps whose checkpoint is on disk when the process is killed."""
