@@ -127,6 +127,28 @@ def manifests(store: Path) -> list[Path]:
     return sorted(path for path in store.glob("*/*/manifest.json") if path.parts[-3] not in (".work", "kfp"))
 
 
+def reaches(demo: Demo, task: str, server: str = "") -> None:
+    """Wait until a task of this name is under way, with `server` running for it."""
+    log = demo.log.parent / "store" / "kfp.log"
+    begun = log.stat().st_size if log.exists() else 0
+
+    def under_way() -> bool:
+        if not log.exists():
+            return False
+        with log.open() as file:
+            file.seek(begun)
+            latest = [line for line in file if "Executing task" in line][-1:]
+        commands = " ".join(demo.processes().values())
+        return bool(latest) and f"'{task}" in plain(latest[0]) and TASK in commands and server in commands
+
+    demo.wait_until(under_way)
+
+
+def plain(line: str) -> str:
+    """A line of KFP's log without its colours."""
+    return line.replace("\x1b[96m", "").replace("\x1b[0m", "")
+
+
 def digests(store: Path) -> dict[str, str]:
     """`stage/key` -> output digest of every artifact in a local store."""
     found = {}

@@ -29,7 +29,17 @@ from unirg.cohort.reader import INDEX
 from unirg.cohort.stage import NO_SECTIONS, UNREADABLE
 from unirg.study import keyed_id
 
-VERBS = {"stage", "train.weights", "train.base", "train.sft", "train.grpo", "serve", "score", "evaluate", "report"}
+VERBS = {
+    "stage",
+    "train.weights",
+    "train.base",
+    "train.sft",
+    "train.grpo",
+    "serve",
+    "score",
+    "evaluate",
+    "report",
+}
 
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(600)]
 

@@ -1,10 +1,13 @@
-"""The demo on real radiographs: the whole pipeline once, then a second time with nothing left to do."""
+"""The demo on real radiographs: interrupted, stopped, orphaned, then to its end; then with nothing to do."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import threading
+import time
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,10 +26,12 @@ SYSTEMS = [
 SECOND_RUN_S = 90.0
 """What a run with nothing to do may take on a busy machine; on an idle one it takes about 12 s."""
 
+ARGUMENTS = ["--corpus", "iu_xray", "--data", str(runs.IU_XRAY), "--store", "store"]
+
 pytestmark = [
     pytest.mark.real_data,
     pytest.mark.skipif(not runs.IU_XRAY.is_dir(), reason=f"no radiographs at {runs.IU_XRAY}"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(900),
 ]
 
 
@@ -49,8 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(folder: Path) -> Finished:
-    arguments = ["--corpus", "iu_xray", "--data", str(runs.IU_XRAY), "--store", "store"]
-    with runs.demo(folder, *arguments) as demo, watched(demo) as servers:
+    with runs.demo(folder, *ARGUMENTS) as demo, watched(demo) as servers:
         code = demo.wait(500)
         return Finished(code, demo.output, demo.seconds, frozenset(servers), tuple(demo.processes().values()))
 
@@ -77,8 +81,45 @@ class watched:
 
 
 @pytest.fixture(scope="module")
-def first(folder: Path) -> Finished:
-    return run(folder)
+def kept(folder: Path) -> dict[str, str]:
+    """Digests of what two lives of the run have finished: one interrupted, one stopped."""
+    store = folder / "store"
+    with runs.demo(folder, *ARGUMENTS) as demo:
+        runs.reaches(demo, "train-2")  # SFT
+        time.sleep(1.0)
+        demo.signal_group(signal.SIGINT)
+        assert demo.wait(30) == 130, demo.output
+        assert demo.output.rstrip().endswith(
+            "demo: interrupted; finished work is kept, the same command goes on"
+        )
+        assert "Traceback" not in demo.output
+        assert demo.wait_until_gone() == {}
+    runs.assert_nothing_half_written(store)
+    after_interrupt = runs.digests(store)
+    assert {key.split("/")[0] for key in after_interrupt} >= {"cohort", "base"}
+
+    with runs.demo(folder, *ARGUMENTS) as demo:
+        runs.reaches(demo, "score", runs.PREDICTOR)
+        os.kill(demo.process.pid, signal.SIGTERM)
+        assert demo.wait(30) == 143, demo.output
+        assert demo.output.rstrip().endswith("demo: stopped; finished work is kept, the same command goes on")
+        assert demo.processes() == {}  # tasks, judge and predictor ended before it did
+        assert re.search(r"sft: \d+ steps in ", demo.output)
+    runs.assert_nothing_half_written(store)
+    after_stop = runs.digests(store)
+    assert after_stop.items() >= after_interrupt.items()
+    return after_stop
+
+
+@pytest.fixture(scope="module")
+def first(folder: Path, kept: dict[str, str]) -> Finished:
+    with runs.demo(folder, *ARGUMENTS) as orphaned:
+        runs.reaches(orphaned, "score", runs.PREDICTOR)
+        os.kill(orphaned.process.pid, signal.SIGKILL)  # the task and its predictor are orphans now
+        orphaned.process.wait()
+        finished = run(folder)
+        assert orphaned.wait_until_gone() == {}
+    return finished
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +135,12 @@ def second(folder: Path, made: dict[str, tuple[str, int]]) -> Finished:
     return run(folder)
 
 
-def test_the_demo_ends_well_on_real_radiographs(first: Finished) -> None:
+def test_interrupted_stopped_and_orphaned_the_demo_goes_on_each_time_and_ends_well(
+    folder: Path, kept: dict[str, str], first: Finished
+) -> None:
     assert first.exit_code == 0, first.output
+    runs.assert_nothing_half_written(folder / "store")
+    assert runs.digests(folder / "store").items() >= kept.items()
 
 
 def test_every_system_stands_in_the_headline_with_intervals(first: Finished) -> None:
@@ -112,7 +157,7 @@ def test_progress_names_each_task_as_people_call_it(first: Finished) -> None:
     assert len(finished) == len(set(finished))
     scored = {name.removeprefix("score ") for name in finished if name.startswith("score ")}
     assert scored == set(SYSTEMS) - {"most-frequent-report", "copy-prior"}
-    assert re.search(r"sft: \d+ steps in ", first.output)
+    assert re.search(r"score: \d+ studies in ", first.output)
 
 
 def test_the_demo_ends_with_where_the_report_lies_and_how_to_open_mlflow(first: Finished) -> None:
