@@ -146,6 +146,7 @@ def test_interrupted_stopped_and_orphaned_the_demo_goes_on_each_time_and_ends_we
 def test_every_system_stands_in_the_headline_with_intervals(first: Finished) -> None:
     _, found, table = first.output.partition("held-out studies")
     assert found
+    assert "Composite reward" in table
     for system in SYSTEMS:
         number = r"-?\d+\.\d{3} \[-?\d+\.\d{3}, -?\d+\.\d{3}\]"
         assert re.search(rf"^{re.escape(system)}  +{number}  +{number}", table, re.MULTILINE), system

@@ -166,7 +166,7 @@ def test_a_run_that_broke_off_goes_on_where_it_was_and_ends_in_the_same_bytes(
     assert again.uri.rsplit("/", 1)[1] == made.uri.rsplit("/", 1)[1]
 
 
-def test_training_leaves_the_callers_random_numbers_and_threads_alone(tmp_path: Path) -> None:
+def test_training_leaves_the_callers_random_numbers_and_threads_alone() -> None:
     import torch
 
     torch.manual_seed(3)
