@@ -27,7 +27,7 @@ from unirg.config import Config, operational
 from unirg.errors import UserError
 from unirg.metrics import weights as public
 from unirg.metrics.weights_sources import SOURCES
-from unirg.processes import interrupts_kept_from_children, start_worker
+from unirg.processes import end_descendants, interrupts_kept_from_children, start_worker
 from unirg.training import scorers_data
 
 VERSION = 1
@@ -145,6 +145,9 @@ def _in_processes(
             jobs = [pool.submit(train_one, name, config, reports, held_out, target) for name in names]
         for job in as_completed(jobs):
             job.result()
+    except KeyboardInterrupt:
+        end_descendants()  # a training takes a minute, and the pool would wait for its end
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
