@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import csv
 import errno
+import gzip
 import hashlib
+import io
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ from unirg.errors import UserError
 
 FINGERPRINT_BYTES = 64 * 2**20
 BATCH = 256
+MAX_LINE = 2**20
+"""Characters of a table read at once; a longer line comes out as rows of another width."""
 NOT_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)
 """EINVAL is how S3's answer to a range of an empty object comes out."""
 
@@ -49,17 +54,24 @@ def _explained(label: str) -> Iterator[None]:
         raise storage.StorageError(str(error)) from None
 
 
-def listing(root: str, wanted: Callable[[str], bool], label: str | None = None) -> list[SourceFile]:
-    """The files below `root` whose relative path is wanted, sorted by path.
+def listing(
+    root: str,
+    wanted: Callable[[str], bool],
+    label: str | None = None,
+    *,
+    maxdepth: int | None = None,
+    required: bool = True,
+) -> list[SourceFile]:
+    """The files below `root` (`maxdepth` folders deep) whose relative path is wanted, sorted by path.
 
     Raises:
-        UserError: there is no such directory, or it cannot be listed.
+        UserError: there is no such directory though it is `required`, or it cannot be listed.
     """
     label = label or root
     with _explained(label):
         fs, base = storage.open_fs(root)
-        found = fs.find(base, detail=True)
-        if not found and not fs.isdir(base):
+        found = fs.find(base, maxdepth=maxdepth, detail=True)
+        if required and not found and not fs.isdir(base):
             raise UserError(f"{label}: no such directory; check its name or fetch the corpus")
     files = []
     for path, info in found.items():
@@ -142,15 +154,19 @@ def opened(root: str, relative: str, label: str, mode: str = "rb", **options: st
 def csv_rows(root: str, relative: str, label: str) -> Iterator[tuple[int, dict[str, str] | None]]:
     """(row number from 1, row by lower-case column name) of a UTF-8 CSV; None for a row of another width.
 
+    A name that ends in .gz is read through gzip as a stream.
+
     Raises:
         FileNotFoundError: there is none.
-        UserError: not UTF-8, broken quoting, or a column named twice.
+        UserError: not UTF-8, broken quoting, a damaged archive, or a column named twice.
     """
     number = 0
     try:
-        with opened(root, relative, label, "rt", encoding="utf-8-sig", newline="") as file:
+        with opened(root, relative, label) as raw:
+            plain: Any = gzip.GzipFile(fileobj=raw) if relative.endswith(".gz") else raw
+            file = io.TextIOWrapper(plain, encoding="utf-8-sig", newline="")
             # strict: a quote that is never closed is an error, not a field that swallows the rest.
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(iter(lambda: file.readline(MAX_LINE), ""), strict=True)
             header = [column.strip().lower() for column in next(reader, [])]
             if len(set(header)) != len(header):
                 raise UserError(f"{label}: two columns have the same name; rename or remove one")
@@ -159,6 +175,8 @@ def csv_rows(root: str, relative: str, label: str) -> Iterator[tuple[int, dict[s
                     number += 1
                     fits = len(fields) == len(header)
                     yield number, dict(zip(header, fields, strict=True)) if fits else None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise UserError(f"{label}: damaged or truncated behind row {number}; fetch it again") from None
     except (csv.Error, UnicodeDecodeError):
         raise UserError(
             f"{label}: row {number + 1} is not valid CSV in UTF-8; save it again as UTF-8 with quoted fields"
