@@ -6,7 +6,8 @@ the .dcm that `path_to_dcm` names.
 
 A study's rows need not be adjacent and may disagree: texts, demographics, split and time are those of its
 first row in the file, its images those of all. The table is therefore read twice: first for an index of
-images and dates (0.9 kB a study, no texts), then for the studies.
+images and dates (0.9 kB a study, no texts; while it is made, the listing of the images takes 0.6 kB for each,
+1.7 kB on object storage), then for the studies.
 
 * Findings and impression are the owner's sections; `indication` is the clinical history, else the history,
   as there is no such section. `section_narrative` and `report` hold the whole report, hence the answer: no
@@ -116,8 +117,8 @@ class CheXpertPlus:
             elif entry := entries.pop(_study(key), None):  # None behind the study's first row
                 yield self._record(key, row, entry, key.partition("/")[0] in undated)
 
-    def read(self, image: Image) -> np.ndarray:
-        return imaging.decode(source.read_image(self.root, image.uri))
+    def read(self, image: Image, size: int | None = None) -> np.ndarray:
+        return imaging.decode(source.read_image(self.root, image.uri), size)
 
     def truth(self) -> pa.Table | None:
         return None

@@ -17,8 +17,9 @@ has the DICOM tree alone needs them too. Paths are composed of checked ids: no p
 * The indication is that section, else the history.
 * Demographics come from MIMIC-IV where its folder is given (`mimic_iv`).
 
-Memory: 70 bytes an image for the tables, 0.1 kB a study for the splits, and the listing of one of the ten
-folders `files/pNN` at a time; with the zip file of reports its directory as well (0.6 kB a report).
+Memory: 0.1 kB an image and 0.1 kB a study for the tables, and the listing of one of the ten folders
+`files/pNN` at a time (0.6 kB a file, 1.7 kB on object storage); with the zip file of reports its directory as
+well (0.6 kB a report). Texts are read 256 at a time.
 """
 
 from __future__ import annotations
@@ -26,19 +27,17 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-import zipfile
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
 from datetime import date, datetime, timedelta
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from unirg.cohort import imaging
-from unirg.cohort.corpora import Dropped, mimic_iv, source
+from unirg.cohort.corpora import Dropped, mimic_iv, mimic_reports, source
 from unirg.cohort.corpora.mimic_iv import Demographics, MimicIV
+from unirg.cohort.corpora.mimic_reports import ARCHIVE
 from unirg.cohort.corpora.source import SourceFile
 from unirg.cohort.sections import sections
 from unirg.cohort.views import UNKNOWN, VIEWS, view_of
@@ -49,21 +48,15 @@ RELEASES = ("", "mimic-cxr-jpg/2.1.0", "mimic-cxr-jpg/2.0.0", "mimic-cxr/2.1.0",
 GROUPS = tuple(f"p{number}" for number in range(10, 20))
 METADATA = "mimic-cxr-2.0.0-metadata"
 SPLIT = "mimic-cxr-2.0.0-split"
-ARCHIVE = "mimic-cxr-reports.zip"
 COLUMNS = {
     METADATA: ("dicom_id", "subject_id", "study_id", "viewposition", "studydate", "studytime"),
     SPLIT: ("study_id", "split"),
 }
 SPLITS: dict[str, Split] = {"train": "train", "validate": "validate", "test": "test"}
-MAX_REPORT = 2**20
-"""Bytes; real reports have less than 20 kB."""
-MAX_DIRECTORY = 64 * 2**20
-"""Bytes of the zip file's directory, which is read whole; the real one has about 30 MB."""
 
 _SUBJECT, _STUDY = re.compile("1[0-9]{7}"), re.compile("[0-9]{8}")
 _DICOM = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{8}){4}")
 _FILE = re.compile(r"p1[0-9]{7}/s[0-9]{8}(?:\.txt|/[0-9a-f-]{44}\.(?:jpg|dcm))")
-_MEMBER = re.compile(r"(.*/)?p1[0-9]/p1[0-9]{7}/s[0-9]{8}\.txt")
 _CODES = sorted({UNKNOWN, *VIEWS.values()}, key=str)
 
 NEVER = 2**63 - 1
@@ -132,19 +125,20 @@ class MimicCXR:
         shared = _shared(films)
         splits = self._splits(tables)
         people = MimicIV(self.demographics, set(films["subject"].tolist())) if self.demographics else None
-        with self._archive(tables) as archive:
+        with mimic_reports.opened(self.root, tables.get(ARCHIVE)) as archive:
             for group, exams in _by_group(films):
                 files = self._files(group)
                 for start in range(0, len(exams), source.BATCH):
                     batch = exams[start : start + source.BATCH]
-                    for exam, report in zip(batch, self._reports(batch, files, archive), strict=True):
+                    texts = mimic_reports.read(self.root, [exam.stem for exam in batch], files, archive)
+                    for exam, report in zip(batch, texts, strict=True):
                         if exam.study in shared:
                             yield Dropped(f"s{exam.study}", "study of two patients")
                         else:
                             yield self._record(exam, report, files, splits, people)
 
-    def read(self, image: Image) -> np.ndarray:
-        return imaging.decode(source.read_image(self.root, image.uri))
+    def read(self, image: Image, size: int | None = None) -> np.ndarray:
+        return imaging.decode(source.read_image(self.root, image.uri), size)
 
     def truth(self) -> pa.Table | None:
         return None
@@ -209,27 +203,6 @@ class MimicCXR:
                 splits[study] = split if splits.setdefault(study, split) == split else None
         return splits
 
-    @contextmanager
-    def _archive(self, tables: dict[str, SourceFile]) -> Iterator[_Archive | None]:
-        if ARCHIVE not in tables:
-            yield None
-            return
-        label = f"{self.root}: {ARCHIVE}"
-        with source.opened(self.root, tables[ARCHIVE].path, label) as file:
-            yield _Archive(file, label)
-
-    def _reports(
-        self, exams: Sequence[_Exam], files: dict[str, SourceFile], archive: _Archive | None
-    ) -> Iterator[bytes | str]:
-        """The report of each exam, or why there is none."""
-        found = [files.get(f"{exam.stem}.txt") for exam in exams]
-        contents = source.read_all(self.root, [file for file in found if file and file.size <= MAX_REPORT])
-        for exam, file in zip(exams, found, strict=True):
-            if file is None:
-                yield archive.read(exam) if archive else "missing report"
-            else:
-                yield next(contents) if file.size <= MAX_REPORT else "report too long"
-
     def _record(
         self,
         exam: _Exam,
@@ -272,55 +245,6 @@ class MimicCXR:
             )
         except StudyError as error:
             return Dropped(study_id, f"invalid {error.field.partition('.')[0]}")
-
-
-class _Archive:
-    """The zip file of reports, read a member at a time."""
-
-    def __init__(self, file: IO[bytes], label: str) -> None:
-        try:
-            self._zip = zipfile.ZipFile(_Bounded(file))
-        except (zipfile.BadZipFile, ValueError, struct.error, NotImplementedError, OverflowError, EOFError):
-            raise UserError(f"{label}: damaged, or no zip file; fetch it again") from None
-        matches = (_MEMBER.fullmatch(name) for name in self._zip.NameToInfo)
-        first = next((match for match in matches if match), None)
-        self._prefix = (first[1] or "") if first else ""
-
-    def read(self, exam: _Exam) -> bytes | str:
-        """The report of an exam, or why there is none."""
-        info = self._zip.NameToInfo.get(f"{self._prefix}p{str(exam.subject)[:2]}/{exam.stem}.txt")
-        if info is None:
-            return "missing report"
-        if info.file_size > MAX_REPORT:
-            return "report too long"
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            return "damaged report"
-        try:
-            with self._zip.open(info) as member:
-                return member.read(MAX_REPORT)
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            ValueError,
-            RuntimeError,
-        ):  # encrypted, among others
-            return "damaged report"
-
-
-class _Bounded:
-    """A file of which no read is longer than MAX_DIRECTORY, as zipfile believes the size in a header."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-
-    def read(self, size: int = -1) -> bytes:
-        if size > MAX_DIRECTORY:
-            raise zipfile.BadZipFile
-        return self._file.read(MAX_DIRECTORY if size < 0 else size)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 def _film(row: dict[str, str]) -> bytes | None:

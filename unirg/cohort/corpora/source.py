@@ -68,18 +68,34 @@ def listing(
         UserError: there is no such directory though it is `required`, or it cannot be listed.
     """
     label = label or root
+    files = []
     with _explained(label):
         fs, base = storage.open_fs(root)
-        found = fs.find(base, maxdepth=maxdepth, detail=True)
-        if required and not found and not fs.isdir(base):
+        empty = True
+        for path, info in _found(fs, base, maxdepth, storage.is_local(root)):
+            empty = False
+            relative = path.removeprefix(base).lstrip("/")
+            if wanted(relative):
+                version = (
+                    info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+                )
+                files.append(SourceFile(relative, int(info["size"]), str(version)))
+        if required and empty and not fs.isdir(base):
             raise UserError(f"{label}: no such directory; check its name or fetch the corpus")
-    files = []
-    for path, info in found.items():
-        relative = path.removeprefix(base).lstrip("/")
-        if wanted(relative):
-            version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
-            files.append(SourceFile(relative, int(info["size"]), str(version)))
     return sorted(files, key=lambda file: file.path)
+
+
+def _found(fs: Any, base: str, maxdepth: int | None, local: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path, what the store says of it) of every file below.
+
+    A local tree is walked a folder at a time, as its details in full take 1.3 kB a file; a store lists a
+    thousand objects in one request, and would need one for every folder.
+    """
+    if not local:
+        yield from fs.find(base, maxdepth=maxdepth, detail=True).items()
+        return
+    for _, _, infos in fs.walk(base, maxdepth=maxdepth, detail=True):
+        yield from ((info["name"], info) for info in infos.values())
 
 
 def read_all(root: str, files: Sequence[SourceFile], label: str | None = None) -> Iterator[bytes]:
