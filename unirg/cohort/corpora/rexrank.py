@@ -205,8 +205,8 @@ class ReXrank:
 def parse_context(context: Any) -> Context | None:
     """`<context>Age:50-60.Gender:M.Indication: ... .Comparison: ...</context>`; None for what is no text.
 
-    IU X-ray's file has neither the tags nor age and sex. Its `Comparison: None` where a report has none stays,
-    as models are given it. A context without any label is an indication.
+    IU X-ray's file has neither the tags nor age and sex. Its `Comparison: None` where a report has none is
+    kept, as models are given it. A context without any label is an indication.
     """
     if context is None:
         return Context()
