@@ -209,11 +209,17 @@ def header_findings(dataset: Dataset) -> Counter[str]:
 
 
 def _header_kinds(dataset: Dataset, patient_id: str, depth: int) -> Iterator[str]:
-    for element in dataset:
+    for tag in list(dataset.keys()):
+        try:
+            element = dataset[tag]
+            value = element.value
+        except Exception:  # what a hostile value raises when it is converted is open-ended
+            yield "unreadable value"
+            continue
         if element.VR == "SQ":
-            for item in element.value if depth < _MAX_NESTING else ():
+            for item in value if depth < _MAX_NESTING else ():
                 yield from _header_kinds(item, patient_id, depth + 1)
-        elif element.value not in (None, "", b"") and (kind := _kind(element, patient_id)):
+        elif value not in (None, "", b"") and (kind := _kind(element, patient_id)):
             yield kind
 
 
