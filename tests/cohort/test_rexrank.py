@@ -55,7 +55,7 @@ def only(adapter: ReXrank) -> Study:
 def test_a_mimic_study_takes_demographics_and_sections_from_its_context(tmp_path: Path) -> None:
     adapter = corpus_file(tmp_path, "ReXRank_MIMICCXR_test.json", {MIMIC_KEY: mimic()})
     study = only(adapter)
-    assert (study.corpus, study.study_id, study.patient_id) == ("rexrank_mimic_cxr", MIMIC_KEY, "10999901")
+    assert (study.corpus, study.study_id, study.patient_id) == ("rexrank_mimic_cxr", MIMIC_KEY, "p10999901")
     assert (study.split, study.age, study.sex) == ("test", 50, "M")
     assert (study.indication, study.comparison) == ("Made-up cough.", "None.")
     assert (study.findings, study.impression) == ("Made-up lungs.", None)

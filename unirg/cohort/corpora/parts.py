@@ -43,7 +43,8 @@ SLACK = 64 * 2**20
 """Bytes that an archive may unpack to whatever its size."""
 VERSION = 1
 """Of what the cache holds."""
-ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
+"""How a frame begins, or a skippable one, which pzstd writes before each."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Parts:
         return self._folder / digest[:2] / digest
 
     def _compressed(self) -> bool:
-        return self._range(0, len(ZSTD)) == ZSTD
+        return bool(_ZSTD.match(self._range(0, 4)))
 
     def _joined(self, cache_type: str) -> io.BufferedReader:
         # Two headers and a long name fit in the buffer; what is beyond would be read for nothing.
@@ -186,6 +187,8 @@ class Parts:
                     target = self._unpacked(name)
                     if not target.exists():
                         _write(target, sequential.read_exactly(member.size))
+                if joined.tell() != self._size:
+                    raise tape.Damaged
             except tape.Damaged:
                 raise self._damaged() from None
             except tape.Overrun:

@@ -41,7 +41,7 @@ class _Set(NamedTuple):
 
 SETS = {
     "iuxray": _Set("rexrank_iu_xray", "indiana", r"(CXR[0-9]+)_.*"),  # no patient is known beyond the study
-    "mimiccxr": _Set("rexrank_mimic_cxr", "bidmc", r"(?:.*?[/_])?p([0-9]{8})(?:[/_].*)?"),
+    "mimiccxr": _Set("rexrank_mimic_cxr", "bidmc", r"(?:.*?[/_])?(p[0-9]{8})(?:[/_].*)?"),
     "chexpertplus": _Set("rexrank_chexpert_plus", "stanford", r"(?:.*/)?(patient[0-9]+)[/_].*"),
     "gradient": _Set("rexrank_rexgradient", "rexgradient", r"p(.+?)_a.*_s.*"),
 }

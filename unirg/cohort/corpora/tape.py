@@ -119,16 +119,17 @@ def members(tape: Tape) -> Iterator[Member]:
     """Every member that is no folder. The caller may read its content, and no further, before the next.
 
     Raises:
-        Damaged: see there.
+        Damaged: see there; also a last archive without its end mark, since what followed may be missing.
     """
     name: str | None = None
     size: int | None = None
-    sparse = False
+    sparse = ended = False
     while block := tape.read(BLOCK):
         if len(block) < BLOCK:
             raise Damaged
-        if not block.strip(b"\0"):
-            continue  # the end of one archive, after which another may begin
+        ended = not block.strip(b"\0")
+        if ended:
+            continue  # another archive may begin
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError:
@@ -151,6 +152,8 @@ def members(tape: Tape) -> Iterator[Member]:
             yield Member(header.name if name is None else name, tape.position, length, reason)
         tape.skip(end - tape.position)
         name, size, sparse = None, None, False
+    if not ended:
+        raise Damaged
 
 
 def _refused(kind: bytes) -> str | None:
