@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unirg import __version__, artifact, cli_metrics, config, telemetry
+from unirg import __version__, artifact, cli_metrics, cli_retention, config, telemetry
 from unirg.errors import UserError
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ INTERRUPTED = 130
 weights_app = typer.Typer(no_args_is_help=True, help="Weights of the metrics' models: fetch them, list them.")
 app.add_typer(weights_app, name="weights")
 app.add_typer(cli_metrics.app, name="metrics")
+app.add_typer(cli_retention.app)
 
 
 @app.command()

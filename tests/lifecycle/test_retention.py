@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import S3
 from tests.lifecycle.stores import age, cohort, put_shard, shards, snapshot
+from unirg import storage
 from unirg.artifact import ArtifactError
 from unirg.cohort.reader import Cohort
 from unirg.cohort.withdrawal import Withdrawn, withdraw
@@ -138,20 +139,18 @@ def test_no_shard_that_a_remaining_cohort_lists_is_ever_touched(data: st.DataObj
 # Work in progress
 
 
-def unfinished(store: Path, digest: str) -> Path:
-    """Notes of a run that has put a shard and no cohort yet, as `stage` leaves them."""
-    scratch = store / ".work" / "cohort-0123456789abcdef" / "scratch"
-    scratch.mkdir(parents=True)
-    (scratch.parent.with_suffix(".lock")).touch()
-    (scratch / "shard-000000.json").write_text(f'{{"shard": {{"sha256": "{digest}"}}}}')
-    return scratch.parent
+def unfinished(store: str, digest: str) -> str:
+    """A note of a run that has put a shard and no cohort yet, as `stage` leaves it; its folder."""
+    note = f'{{"shard": {{"sha256": "{digest}"}}}}'.encode()
+    storage.put_new(f"{store}/.work/cohort-0123456789abcdef/notes/shard-000000.json", note)
+    return f"{store}/.work/cohort-0123456789abcdef"
 
 
 def test_a_shard_that_unfinished_work_counts_on_stays_however_old_it_is(tmp_path: Path) -> None:
     store = str(tmp_path)
     orphan = put_shard(store, C)
     age(store)
-    work = unfinished(tmp_path, orphan.sha256)
+    work = Path(unfinished(store, orphan.sha256))
     assert gc(store).shards == 0
     age(store)
     with work.with_suffix(".lock").open() as lock:
@@ -164,13 +163,22 @@ def test_a_shard_that_unfinished_work_counts_on_stays_however_old_it_is(tmp_path
 def test_abandoned_work_goes_before_its_shards_so_that_no_later_run_trusts_its_notes(tmp_path: Path) -> None:
     store = str(tmp_path)
     orphan = put_shard(store, C)
-    work = unfinished(tmp_path, orphan.sha256)
+    work = Path(unfinished(store, orphan.sha256))
     age(store)
     assert gc(store, dry_run=True).shards == 1
     assert work.exists()
     assert gc(store).shards == 1
     assert not work.exists()
     assert shards(store) == set()
+
+
+def test_notes_of_other_machines_count_in_a_bucket(moto_s3: S3) -> None:
+    store = f"s3://{moto_s3.bucket()}/store"
+    orphan = put_shard(store, C)
+    unfinished(store, orphan.sha256)
+    assert (gc(store).shards, gc(store).waiting) == (0, 0)
+    assert gc(store, grace_s=-60).shards == 1
+    assert moto_s3.client().list_objects_v2(Bucket=store.split("/")[2])["KeyCount"] == 0
 
 
 # Cohorts with withdrawn studies

@@ -1,8 +1,8 @@
 """`unirg gc`: free what no cohort of a store needs, and, when asked, cohorts with withdrawn studies.
 
 Shards are put before the manifest of the cohort that lists them, so a young shard without a cohort may
-belong to one in the making: it stays for a grace period, as does work in progress of this machine with
-every shard it names. A cohort goes manifest first, so a process killed at any moment leaves a whole cohort
+belong to one in the making: it stays for a grace period, as does work in progress with every shard that
+its notes name. A cohort goes manifest first, so a process killed at any moment leaves a whole cohort
 or none that opens; its roll (`lineage`), put before, tells the next run what was left. Shards with a
 withdrawn study go without a grace period, unless a cohort that stays lists them.
 
@@ -33,9 +33,12 @@ from unirg.lifecycle.lineage import Roll, artifacts, names, rolls
 GRACE_S = 24 * 3600.0
 SHARDS = "shards"
 COHORT = "cohort"
+WORK = ".work"
+"""Folder of a store with the notes of unfinished cohorts."""
 _SHARD = re.compile(r"([0-9a-f]{64})\.parquet")
 _ASIDE = re.compile(r"\.[0-9a-f]{64}\.parquet\.[0-9a-f]{32}")
 """What `storage.put_new` writes before it links: left behind by a killed process."""
+_WORK = re.compile(r"cohort-[0-9a-f]{16}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Tell = Callable[[str], None]
@@ -111,10 +114,12 @@ class _Broom:
     tell: Tell
     freed: Freed = field(default_factory=Freed)
 
-    def remove_work(self, work: Path) -> None:
-        self.tell(f"{work}: unfinished work, not touched for the grace period")
+    def remove_work(self, work: _Work) -> None:
+        self.tell(f"{work.name}: unfinished work, not touched for the grace period")
+        for uri in () if self.dry_run else work.uris:
+            _remove(uri)
         if not self.dry_run:
-            shutil.rmtree(work)
+            shutil.rmtree(work_root(self.store) / work.name, ignore_errors=True)  # empty folders
 
     def drop(self, cohort: Artifact, roll: Roll, withdrawn: int) -> None:
         """Keep the roll, then remove the manifest: from here on the cohort does not open."""
@@ -189,32 +194,61 @@ def _files(store: str, name: str = "") -> Iterator[_File]:
     for info in listed:
         found = str(info["name"]).rpartition("/")[2]
         if info["type"] == "file" and (_SHARD.fullmatch(found) or _ASIDE.fullmatch(found)):
-            when = info["mtime"] if "mtime" in info else info["LastModified"].timestamp()
-            yield _File(found, int(info["size"]), float(when))
+            yield _File(found, int(info["size"]), _modified(info))
 
 
-def _in_progress(store: str, grace_s: float, locks: ExitStack) -> tuple[set[str], list[Path]]:
-    """(every digest that work in progress of this machine names, work left alone for the grace period).
+@dataclass(frozen=True)
+class _Work:
+    """A cohort in the making: notes of finished shards in the store, scratch of this machine."""
+
+    name: str
+    uris: tuple[str, ...]
+    """Every file of it."""
+
+
+def _in_progress(store: str, grace_s: float, locks: ExitStack) -> tuple[set[str], list[_Work]]:
+    """(every digest that work in progress names, work that nobody touched for the grace period).
 
     The latter must go before its shards do, and stays locked until then: a later run would take its notes
     for finished work.
     """
+    here = work_root(store)
+    roots = sorted({storage.join(store, WORK), str(here)})
+    found = {name for root in roots for name in names(root) if _WORK.fullmatch(name)}
     protected: set[str] = set()
     abandoned = []
-    for work in sorted(work_root(store).glob(f"{COHORT}-*/")):
-        ours = locks.enter_context(_lock(work.with_suffix(".lock")))
+    for name in sorted(found):
+        here.mkdir(parents=True, exist_ok=True)
+        ours = locks.enter_context(_lock(here / f"{name}.lock"))
         newest = 0.0
         named: set[str] = set()
-        for path in [work, *work.rglob("*")]:
-            with suppress(FileNotFoundError):  # its owner has just finished
-                newest = max(newest, path.stat().st_mtime)
-                if path.suffix == ".json" and path.is_file():
-                    named.update(_DIGEST.findall(path.read_text(errors="replace")))
+        uris = []
+        for root in roots:
+            for uri, modified in _tree(storage.join(root, name)):
+                uris.append(uri)
+                newest = max(newest, modified)
+                if uri.endswith(".json"):
+                    with suppress(FileNotFoundError):  # its owner has just finished
+                        named.update(_DIGEST.findall(storage.read_bytes(uri).decode(errors="replace")))
         if ours and newest <= time.time() - grace_s:
-            abandoned.append(work)
+            abandoned.append(_Work(name, tuple(uris)))
         else:
             protected |= named
     return protected, abandoned
+
+
+def _tree(folder: str) -> Iterator[tuple[str, float]]:
+    """(URI, time of its last change) of every file below a folder."""
+    fs, path = storage.open_fs(folder)
+    with storage.explained(folder):
+        found: dict[str, dict[str, Any]] = fs.find(path, detail=True)
+    for name, info in found.items():
+        yield storage.join(folder, name.removeprefix(path)), _modified(info)
+
+
+def _modified(info: dict[str, Any]) -> float:
+    """Seconds since 1970, of a file of a folder or an object."""
+    return float(info["mtime"] if "mtime" in info else info["LastModified"].timestamp())
 
 
 @contextmanager
