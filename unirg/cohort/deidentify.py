@@ -186,14 +186,14 @@ DIRECT = frozenset(
 )
 """What names a person by itself; the other kinds do so only together, or hold the ids that are hashed."""
 
-_CONTACT = re.compile("Address|Telephone|CountryOfResidence|RegionOfResidence|EMail|Locality")
-_OTHER_ID = re.compile("OtherPatientI|MilitaryRank|InsurancePlan|PatientBirthName|MedicalRecordLocator")
+_CONTACT = re.compile("Address|Telephone|CountryOfResidence|RegionOfResidence|EMail|^GPS")
+_OTHER_ID = re.compile("OtherPatientI|MilitaryRank|InsurancePlan|MedicalRecordLocator")
 _SITE = re.compile("Institution|StationName|Department|Facility|CurrentPatientLocation|Organization")
 _RECORD = re.compile(
     "PatientID|AccessionNumber|AdmissionID|IssuerOf|PlacerOrder|FillerOrder|StudyID$|VisitID|ServiceEpisode|"
     "RequestedProcedureID|ProcedureStepID|ClinicalTrial|Specimen|Barcode"
 )
-_DEVICE = re.compile("SerialNumber|DeviceUID|DetectorID|PlateID|CassetteID|GantryID|DeviceID|AETitle|UDI")
+_DEVICE = re.compile("SerialNumber|DeviceUID|DetectorID|PlateID|CassetteID|GantryID|DeviceID|UDI|NetworkID")
 _PLACEHOLDER = re.compile(
     r"(?i)\W*|[x_*\d\W]+|.*(?:anonym|removed|redact|de-?ident|unknown|none|withheld|not given).*"
 )
@@ -231,7 +231,9 @@ def _kind(element: object, patient_id: str) -> str | None:
         return "private element"
     if vr == "PN":
         return None if _PLACEHOLDER.fullmatch(text) or text == patient_id else "person's name"
-    if _CONTACT.search(keyword) and "AETitle" not in keyword:
+    if vr == "AE":
+        return "device"
+    if _CONTACT.search(keyword):
         return "institution" if "Institution" in keyword else "address or phone number"
     for kind, pattern in (("other patient id", _OTHER_ID), ("record number", _RECORD), ("device", _DEVICE)):
         if pattern.search(keyword):

@@ -197,10 +197,10 @@ class Institution:
             if exam.films and exam.uid not in reported:
                 yield Dropped(keyed_id(self._site_key, "study", exam.accession or exam.uid), "no report")
 
-    def read(self, image: Image) -> np.ndarray:
+    def read(self, image: Image, size: int | None = None) -> np.ndarray:
         if image.uri is not None and not dicom.is_below(self._folder, image.uri):
             raise UnreadableImage("not a path below the corpus")
-        return imaging.decode(source.read_image(self._folder, image.uri, self._label))
+        return imaging.decode(source.read_image(self._folder, image.uri, self._label), size)
 
     def truth(self) -> pa.Table | None:
         return None
