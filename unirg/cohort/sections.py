@@ -6,10 +6,11 @@ add what other institutions' layouts need:
 Headings. A known name with a colon at a line's start, or alone on its line, with a capital first letter.
     Headings in upper case at a line's start make an upper-case report: `History: ___F with cough` is text
     there, and a Title Case heading counts only for findings or impression that has no upper-case one.
-One line. Where the named sections' headings stand on at most one line, those within it count as well, except
-    one repeated at once (`INDICATION: INDICATION: PAIN` is the indication `INDICATION: PAIN`). In other
-    reports a heading within a line counts if no line starts with its name and a sentence ends before it;
-    within findings or impression only one that names the other of the two.
+One line. Where the headings of at most one section start a line, those within it count too, except one
+    repeated at once (`INDICATION: INDICATION: PAIN` is the indication `INDICATION: PAIN`); after findings or
+    impression, context (`COMPARISON:`) needs the end of a sentence before it. In other reports a heading
+    within a line counts if no line starts with its name and a sentence ends before it; within findings or
+    impression only one that names the other of the two.
 Ends. Every known heading ends the section before it, and so do a title (`FINAL REPORT`), a signature and a
     full line of underscores. Any other upper-case heading (`LUNGS:`) is part of findings and impression, and
     ends a different section. `CHEST, TWO VIEWS:` heads findings where no other heading does.
@@ -31,6 +32,8 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
 from operator import attrgetter
 from typing import Literal, NamedTuple
 
@@ -58,6 +61,11 @@ class Sections(NamedTuple):
     history: str | None = None
     technique: str | None = None
 
+
+MAX_HEADINGS = 10_000
+"""Possible headings that are looked at; a hostile text may have millions, and what follows is text."""
+NEAR = 9
+"""Characters before a heading that tell whether a sentence ends there."""
 
 _NAMED = frozenset(Sections._fields)
 _MAIN = frozenset({"findings", "impression"})
@@ -111,17 +119,18 @@ def _any_of(names: dict[str, Kind]) -> str:
 
 
 _LINE = re.compile(
-    r"^[^\S\n]*+(?:"
+    r"^[^\S\n]*+(?=[A-Za-z_])(?:"
     # The de-identification token is three underscores; MIMIC's line has 78.
     r"(?P<rule>_{10,}+)[^\S\n]*+$"
     r"|(?P<title>(?:FINAL|PRELIMINARY|PROVISIONAL)[ ]REPORT)[^\S\n]*+$"
     r"|(?P<end>(?:FINAL[ ])?ADDENDUM[^\S\n]*+$|WET[ ]READ[ ]VERSION\b|(?ai:electronically[ ]signed\b))"
     rf"|(?P<name>{_any_of(_KIND_OF_LINE)})[^\S\n]{{0,9}}(?::|$)"
-    r"|(?P<unknown>[A-Z][A-Z0-9 ()/,&.'-]{1,60}):(?=\s|$)"
+    r"|(?P<unknown>[A-Z][A-Z0-9 ()/,&'-]{1,60}):(?=\s|$)"
     r")",
     re.MULTILINE,
 )
-_WITHIN = re.compile(rf"(?<![A-Za-z0-9/'-])({_any_of(_KIND)}):")
+_WITHIN = re.compile(f"{_any_of(_KIND)}:")
+_MIDDLE = re.compile(r"[A-Za-z0-9/'-]")
 _VIEWS = re.compile(r"\b(?:CHEST|PORTABLE|FRONTAL|RADIOGRAPHS?|(?:PA|AP) AND LAT|(?:ONE|TWO) VIEWS?)\b")
 _TITLE_LINES = re.compile(r"\A(?:[^a-z\n]*+(?<![.!?])\n)++")
 _PARAGRAPHS = re.compile(r"\n(?:[^\S\n]*+\n)++")
@@ -172,7 +181,8 @@ def _parts(text: str) -> Iterator[_Part]:
 
 def _headings(text: str) -> Iterator[_Heading]:
     """Those of the possible headings that count."""
-    lines, within = _possible_at_lines(text), _possible_within(text)
+    lines = _possible_at_lines(text)
+    within = _possible_within(text, {heading.end for heading in lines})
     named = [heading for heading in lines if heading.place == "line" and heading.kind in _NAMED]
     main = [heading for heading in named if heading.kind in _MAIN]
     upper = any(h.upper for h in main or named or [h for h in within if h.kind in _MAIN])
@@ -181,11 +191,11 @@ def _headings(text: str) -> Iterator[_Heading]:
     headed = {heading.kind for heading in named if heading.upper or not upper}
     kind: Kind = "open"
     end = 0
-    # Sorting is stable: where a line starts with a heading, it comes before the same one as part of a line.
     for heading in sorted(lines + within, key=attrgetter("start")):
         styled = heading.upper or not upper
+        before = text[max(end, heading.start - NEAR) : heading.start]
         if heading.start < end:
-            counts = False
+            counts = False  # within a name in no list
         elif heading.place == "line":
             counts = styled or heading.kind in _MAIN - upper_main
         elif heading.place == "unknown":
@@ -194,14 +204,12 @@ def _headings(text: str) -> Iterator[_Heading]:
         elif heading.place != "within":
             counts = True
         elif one_line:
-            counts = styled and (heading.kind != kind or bool(text[end : heading.start].strip()))
+            repeated = heading.kind == kind and heading.start - end < NEAR and not before.strip()
+            late = kind in _MAIN and heading.kind in _NAMED - _MAIN
+            counts = styled and not repeated and (not late or _ends_sentence(before))
         else:
-            counts = (
-                styled
-                and heading.kind in (_MAIN if kind in _MAIN else _NAMED)
-                and heading.kind not in headed
-                and _ends_sentence(text[max(end, heading.start - 9) : heading.start])
-            )
+            wanted = (_MAIN if kind in _MAIN else _NAMED) - headed
+            counts = styled and heading.kind in wanted and _ends_sentence(before)
         if counts:
             kind, end = heading.kind, heading.end
             yield heading
@@ -209,13 +217,12 @@ def _headings(text: str) -> Iterator[_Heading]:
 
 def _possible_at_lines(text: str) -> list[_Heading]:
     found = []
-    for match in _LINE.finditer(text):
+    for match in islice(_LINE.finditer(text), MAX_HEADINGS):
         start, end = match.span()
         if name := match["name"]:
-            kind = _KIND_OF_LINE[_normal(name)]
-            upper = name.isupper()
+            kind, upper, everywhere = _known(name)
             # Alone on its line, such a word as "Examination" is more likely text than a heading.
-            if upper or (_normal(name) in _KIND and (kind in _NAMED or match[0].endswith(":"))):
+            if upper or (everywhere and (kind in _NAMED or match[0].endswith(":"))):
                 found.append(_Heading(start, end, kind, upper, "line"))
         elif name := match["unknown"]:
             found.append(_Heading(start, end, _kind_of_unknown(name), True, "unknown"))
@@ -226,15 +233,23 @@ def _possible_at_lines(text: str) -> list[_Heading]:
     return found
 
 
-def _possible_within(text: str) -> list[_Heading]:
-    return [
-        _Heading(match.start(), match.end(), _KIND[_normal(match[1])], match[1].isupper(), "within")
-        for match in _WITHIN.finditer(text)
-    ]
+def _possible_within(text: str, taken: set[int]) -> list[_Heading]:
+    """Headings anywhere in a line, but those whose end is taken: they begin it."""
+    found = []
+    for match in islice(_WITHIN.finditer(text), MAX_HEADINGS):
+        start, end = match.span()
+        # Not a look-behind: in front of the pattern it would cost a step per letter of the text.
+        if end not in taken and not _MIDDLE.match(text[start - 1 : start]):
+            kind, upper, _ = _known(match[0][:-1])
+            found.append(_Heading(start, end, kind, upper, "within"))
+    return found
 
 
-def _normal(name: str) -> str:
-    return " ".join(name.lower().split())
+@lru_cache(maxsize=1024)
+def _known(name: str) -> tuple[Kind, bool, bool]:
+    """The kind of a known name, and whether it is in upper case, and a heading in any place and case."""
+    plain = " ".join(name.lower().split())
+    return _KIND_OF_LINE[plain], name.isupper(), plain in _KIND
 
 
 def _kind_of_unknown(name: str) -> Kind:
@@ -283,7 +298,9 @@ def _untitled(text: str) -> str:
         if _is_prose(text[start : gap.start()]):
             break
         start = gap.end()
-    if not _is_prose(text[start:]):
-        return "" if text.isupper() else text
+    else:
+        start = start if _is_prose(text) else 0
     text = text[start:]
-    return text if text.isupper() else _TITLE_LINES.sub("", text).strip()
+    if text.isupper():
+        return text if _is_prose(text) else ""
+    return _TITLE_LINES.sub("", text).strip()
