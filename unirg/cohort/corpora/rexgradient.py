@@ -93,12 +93,12 @@ class ReXGradient:
         if not found:
             raise UserError(f"{self.root}: no study found; looked for {', '.join(METADATA.values())}")
 
-    def read(self, image: Image) -> np.ndarray:
+    def read(self, image: Image, size: int | None = None) -> np.ndarray:
         if self._archive is None:
-            return imaging.decode(source.read_image(self.root, image.uri))
+            return imaging.decode(source.read_image(self.root, image.uri), size)
         if image.uri is None or not source.is_safe(image.uri):
             raise UnreadableImage("not a path below the corpus")
-        return imaging.decode(self._archive.read(image.uri))
+        return imaging.decode(self._archive.read(image.uri), size)
 
     def truth(self) -> pa.Table | None:
         return None

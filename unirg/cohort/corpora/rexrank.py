@@ -120,8 +120,8 @@ class ReXrank:
                 seen.add(key)
                 yield self._study(key, record)
 
-    def read(self, image: Image) -> np.ndarray:
-        return imaging.decode(source.read_image(self._images, image.uri))
+    def read(self, image: Image, size: int | None = None) -> np.ndarray:
+        return imaging.decode(source.read_image(self._images, image.uri), size)
 
     def truth(self) -> pa.Table | None:
         return None
