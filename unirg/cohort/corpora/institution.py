@@ -176,7 +176,7 @@ class Institution:
         reported: set[str] = set()
         for number, row in self._rows():
             if row is None:
-                yield Dropped(f"row-{number}", "wrong number of columns")
+                yield Dropped(f"row-{number}", "wrong number of columns, or too long")
                 continue
             if archive is None and "images" not in row:
                 archive = dicom.scan(self._folder, self._gate, self._label)

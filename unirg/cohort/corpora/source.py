@@ -25,8 +25,8 @@ from unirg.errors import UserError
 
 FINGERPRINT_BYTES = 64 * 2**20
 BATCH = 256
-MAX_LINE = 2**20
-"""Characters of a table read at once; a longer line comes out as rows of another width."""
+MAX_ROW = csv.field_size_limit()
+"""Characters of a table's row; a longer one is passed over."""
 NOT_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)
 """EINVAL is how S3's answer to a range of an empty object comes out."""
 
@@ -170,7 +170,7 @@ def opened(root: str, relative: str, label: str, mode: str = "rb", **options: st
 def csv_rows(root: str, relative: str, label: str) -> Iterator[tuple[int, dict[str, str] | None]]:
     """(row number from 1, row by lower-case column name) of a UTF-8 CSV; None for a row of another width.
 
-    A name that ends in .gz is read through gzip as a stream.
+    A name that ends in .gz is read through gzip as a stream. None also for a row that is too long.
 
     Raises:
         FileNotFoundError: there is none.
@@ -181,19 +181,64 @@ def csv_rows(root: str, relative: str, label: str) -> Iterator[tuple[int, dict[s
         with opened(root, relative, label) as raw:
             plain: Any = gzip.GzipFile(fileobj=raw) if relative.endswith(".gz") else raw
             file = io.TextIOWrapper(plain, encoding="utf-8-sig", newline="")
+            lines = _Lines(file)
             # strict: a quote that is never closed is an error, not a field that swallows the rest.
-            reader = csv.reader(iter(lambda: file.readline(MAX_LINE), ""), strict=True)
-            header = [column.strip().lower() for column in next(reader, [])]
+            reader = csv.reader(lines, strict=True)
+            header = [column.strip().lower() for column in next(lines.rows(reader), None) or ()]
             if len(set(header)) != len(header):
                 raise UserError(f"{label}: two columns have the same name; rename or remove one")
-            for fields in reader:
-                if fields:
+            for fields in lines.rows(reader):
+                if fields != []:
                     number += 1
-                    fits = len(fields) == len(header)
-                    yield number, dict(zip(header, fields, strict=True)) if fits else None
+                    fits = fields is not None and len(fields) == len(header)
+                    yield number, dict(zip(header, fields or (), strict=True)) if fits else None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise UserError(f"{label}: damaged or truncated behind row {number}; fetch it again") from None
     except (csv.Error, UnicodeDecodeError):
         raise UserError(
             f"{label}: row {number + 1} is not valid CSV in UTF-8; save it again as UTF-8 with quoted fields"
         ) from None
+
+
+class _TooLong(Exception):
+    """The lines of one row are longer than MAX_ROW."""
+
+
+class _Lines:
+    """A table's lines, which `csv.reader` takes as many at a time as make a row."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._size = self._quotes = 0
+
+    def rows(self, reader: Iterator[list[str]]) -> Iterator[list[str] | None]:
+        """The reader's rows, None in place of one that is too long."""
+        while True:
+            self._size = self._quotes = 0
+            try:
+                yield next(reader)
+            except StopIteration:
+                return
+            except _TooLong:
+                yield None
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        if not (line := self._next()):
+            raise StopIteration
+        if self._size <= MAX_ROW:
+            return line
+        # It ends with the first line on which every quote is closed.
+        while line and (self._quotes % 2 or not line.endswith(("\n", "\r"))):
+            line = self._next()
+        if self._quotes % 2:
+            raise csv.Error
+        raise _TooLong
+
+    def _next(self) -> str:
+        line = self._file.readline(MAX_ROW + 1)
+        self._size += len(line)
+        self._quotes += line.count('"')
+        return line
