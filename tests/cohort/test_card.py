@@ -305,6 +305,7 @@ def test_a_browser_shows_it_without_an_error_or_a_request(tmp_path: Path) -> Non
         assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)") is True
         assert tab.complaints() == []
         assert [url for url in tab.requested() if not url.startswith("data:")] == [uri]
+    with browser.page(tmp_path / "another") as tab:  # a tab waits for its first page alone
         tab.open(uri, width=390)
         width = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
         assert tab.evaluate(width) == 0
