@@ -62,6 +62,8 @@ class Pool(Generic[Job, Result]):
             seconds: what one item may take.
             memory_bytes: what a worker may allocate beyond what its imports took; None sets no limit.
         """
+        if workers < 1:
+            raise ValueError(f"{workers} workers")
         self._workers = workers
         self._function = function
         self._seconds = seconds
@@ -92,11 +94,12 @@ class Pool(Generic[Job, Result]):
                     else:
                         exhausted = True
                     self._hand_out(waiting, crew)
-                while finished:
+                if finished:
                     yield finished.popleft()
-                if exhausted and not waiting and not any(worker.task for worker in crew):
+                elif waiting or any(worker.task for worker in crew):
+                    self._listen(crew, waiting, finished)
+                else:
                     return
-                self._listen(crew, waiting, finished)
         finally:
             _dismiss(crew)
 
