@@ -54,7 +54,10 @@ class Found(NamedTuple):
 def identifiers(text: str) -> list[Found]:
     """Direct identifiers in a text, in order and without overlap."""
     found = []
+    digits = re.search(r"\d", text) is not None
     for kind, pattern in PATTERNS:
+        if kind in _WITH_DIGITS and not digits:
+            continue
         for match in pattern.finditer(text):
             start, end = match.span("value")
             if not (kind == "date" and _are_ribs(match["value"])):
@@ -166,6 +169,10 @@ PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("age over 89", _AGES),
     )
     for pattern in patterns
+)
+
+_WITH_DIGITS = frozenset(
+    {"social security number", "phone number", "date", "record number", "address", "age over 89"}
 )
 
 _COUNTED_OFF = re.compile(r"\d{1,2}-\d{1,2}-\d{2}")

@@ -269,10 +269,10 @@ class Institution:
             texts = {column: text or found.get(column) or "" for column, text in texts.items()}
         if exam:
             texts["race"] = texts["race"] or exam.ethnic_group
-        own = self._own_identifiers(row, exam)
+        texts = {column: unicodedata.normalize("NFC", text) for column, text in texts.items()}
+        own = self._own_identifiers("\n".join(texts.values()), row, exam)
         counts: Counter[str] = Counter()
         for column, text in texts.items():
-            text = unicodedata.normalize("NFC", text)
             if own:
                 text, counts_own = own.subn(REMOVED, text)
                 counts[OWN] += counts_own
@@ -284,12 +284,14 @@ class Institution:
         return texts
 
     @staticmethod
-    def _own_identifiers(row: Row, exam: Exam | None) -> re.Pattern[str] | None:
+    def _own_identifiers(text: str, row: Row, exam: Exam | None) -> re.Pattern[str] | None:
         names = [row.get("patient_name", ""), *(sorted(exam.names) if exam else ())]
         numbers = [row.get(column, "") for column in STUDY_COLUMNS + PATIENT_COLUMNS]
-        if exam is None:
-            return values.own_identifiers(names, numbers)
-        return values.own_identifiers(names, [*numbers, *sorted(exam.numbers)], sorted(exam.other_names))
+        others: list[str] = []
+        if exam:
+            numbers += sorted(exam.numbers)
+            others = sorted(exam.other_names)
+        return values.own_identifiers(text, names, numbers, others)
 
     def _rows(self) -> Iterator[tuple[int, Row | None]]:
         """(row number from 1, row) of the table; None for a row whose width differs from the header's."""

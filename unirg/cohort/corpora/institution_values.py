@@ -95,27 +95,40 @@ def acquired(words: str) -> dict[str, datetime | AcquiredBasis | None]:
 
 
 def own_identifiers(
-    names: Iterable[str], numbers: Iterable[str], others: Iterable[str] = ()
+    text: str, names: Iterable[str], numbers: Iterable[str], others: Iterable[str] = ()
 ) -> re.Pattern[str] | None:
     """What in a text names this study's patient: a name in both orders, each part of it, every number.
 
     `others` are people whose name counts whole only (a physician called `Ward` would cost the word).
     """
-    alternatives: list[str] = []
+    whole: dict[str, None] = {}
     alone: dict[str, str] = {}
     for name, in_parts in [*((name, True) for name in names), *((name, False) for name in others)]:
         parts = re.findall(r"[^\W\d_]+", _composed(name))
-        # The first alternative that fits is taken, so the longer comes before what it may begin with.
-        alternatives += [rf"\b{_GAP.join(order)}\b" for order in (parts, parts[::-1]) if len(parts) > 1]
-        alone |= {part: _alone(part) for part in parts if in_parts and len(part) >= SHORTEST_IDENTIFIER}
+        whole |= dict.fromkeys(" ".join(order) for order in (parts, parts[::-1]) if len(parts) > 1)
+        alone |= {part: "" for part in parts if in_parts and len(part) >= SHORTEST_IDENTIFIER}
     for number in map(_composed, numbers):
         if len(number) >= SHORTEST_IDENTIFIER:
-            alone[number] = _alone(number)
+            alone.setdefault(number, "")
         # Systems pad numbers with zeros or do not; below five digits the rest may be a measurement.
         if number.isdecimal() and len(bare := number.lstrip("0")) >= 5:
-            alone[bare] = _alone(bare, "0*")
-    alternatives += [alone[value] for value in sorted(alone, key=len, reverse=True)]
+            alone[bare] = "0*"
+    lower = text.lower()
+    # The first alternative that fits is taken, so the longer comes before what it may begin with.
+    alternatives = [rf"\b{_GAP.join(name.split())}\b" for name in whole if _may_hold(lower, name)]
+    longest_first = sorted(alone, key=len, reverse=True)
+    alternatives += [_alone(value, alone[value]) for value in longest_first if _may_hold(lower, value)]
     return re.compile("|".join(alternatives), re.IGNORECASE) if alternatives else None
+
+
+def _may_hold(lower: str, value: str) -> bool:
+    """Whether every part of an identifier stands in a text: most hold none, and a pattern takes 2 ms to make.
+
+    Beyond ASCII a pattern's idea of case is wider than `lower`, so it decides.
+    """
+    if not (lower.isascii() and value.isascii()):
+        return True
+    return all(part in lower for part in re.findall(r"[^\W\d_]+|\d+", value.lower()))
 
 
 def _composed(value: str) -> str:
