@@ -32,6 +32,30 @@ def test_headers_names_and_numbers_are_removed_from_the_reports_they_belong_to(t
     assert institution.removed == {"the study's own identifier": 4}
 
 
+@pytest.mark.parametrize("charset", ["ISO_IR 100", "ISO_IR 192", "ISO_IR 144", None])
+def test_a_name_is_found_in_the_report_whatever_character_set_the_header_has(
+    tmp_path: Path, charset: str | None
+) -> None:
+    name = {"ISO_IR 144": "Иванова", None: "Ivanova"}.get(charset, "Zürnlein")
+    dicom(tmp_path / "a.dcm", SpecificCharacterSet=charset, PatientName=f"{name}^A")
+    assert only(corpus(tmp_path, {**ROW, "report": f"FINDINGS: {name} is well."})).findings == (
+        f"{REMOVED} is well."
+    )
+
+
+def test_a_header_in_an_unknown_character_set_is_read_all_the_same(tmp_path: Path) -> None:
+    path = dicom(tmp_path / "a.dcm")
+    path.write_bytes(path.read_bytes().replace(b"ISO_IR 192", b"NO_SUCH_19"))
+    assert only(corpus(tmp_path, ROW)).sex == "F"
+
+
+def test_a_formula_in_a_table_is_a_text_like_any_other(tmp_path: Path) -> None:
+    dicom(tmp_path / "a.dcm")
+    row = {"accession": "ACC-00714", "findings": "=1+1", "race": "@SUM(A1)", "patient_name": "=cmd()"}
+    study = only(corpus(tmp_path, row))
+    assert (study.findings, study.race) == ("=1+1", "@SUM(A1)")
+
+
 def test_patterns_are_scrubbed_and_counted_or_refuse_the_study(tmp_path: Path) -> None:
     dicom(tmp_path / "a.dcm", PatientName="", ReferringPhysicianName="")
     row = {**ROW, "report": "FINDINGS: Clear. Called Dr. Featherstone, 617-555-0123, on 3/14/2019."}

@@ -1,7 +1,7 @@
 """A folder or bucket of DICOM files by exam: which radiographs of the chest belong together, and whose.
 
 Only the beginning of each file is read, HEAD bytes or more where a header is longer, and per exam only what
-a study needs is kept (about 1 kB).
+a study needs is kept (about 2 kB).
 """
 
 from __future__ import annotations
