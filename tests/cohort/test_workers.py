@@ -13,11 +13,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import gdcm
 import numpy as np
 import pytest
 from PIL import Image as PIL
 
 from tests.cohort.hostile import Done, Job, Unstartable, work
+from tests.cohort.test_codestream import film, packed_by_gdcm
+from tests.cohort.test_imaging import CANARY
 from tests.test_processes import alive, soon
 from unirg.cohort.workers import CRASHED, TOO_SLOW, Pool
 from unirg.errors import UserError
@@ -103,6 +106,20 @@ def test_a_decoder_that_wants_too_much_memory_is_the_image_s_reason() -> None:
     refused = results(pool(memory_bytes=48 * 2**20).run([job]))
     assert refused == {"large": ("needs too much memory", "b")}
     assert results(pool().run([job])) == {"large": ("(6000, 6000)", "b")}
+
+
+def test_real_decoders_of_damaged_films_cost_no_more_than_the_film(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sound = packed_by_gdcm(film(200, 210), gdcm.TransferSyntax.JPEGLSLossless, tmp_path)
+    start = sound.index(b"\xff\xd8\xff")
+    ends = range(start + 2, start + 60, 7)
+    damaged = [sound[:end] + CANARY.encode() + sound[end + 10 :] for end in ends]
+    found = results(pool(2).run([Job("films", (*damaged, sound))]))["films"]
+    assert found[-1] == "(200, 210)"
+    assert set(found) <= {"(200, 210)", CRASHED, "corrupt or truncated"}
+    assert len(set(found)) > 1
+    assert CANARY not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("how", ["eat", "eat slowly"])
