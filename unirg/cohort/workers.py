@@ -34,7 +34,7 @@ NO_ITEM = -1
 """`begin(NO_ITEM)`: what follows is our own work; no item is to blame for it and no time limit ends it."""
 CRASHED, TOO_SLOW = "decoder crashed", "decoder took too long"
 MEMORY_BYTES = 2 * 2**30
-"""Twice what the largest film that `imaging` lets in takes."""
+"""The largest film that `imaging` lets in takes 0.6 GiB."""
 _STOP_S = 5.0
 """How long an idle worker may take to leave."""
 
