@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the user's mistake (one clear line, no traceback), 1 ours,
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, Any
 
@@ -37,11 +38,29 @@ app.add_typer(cli_retention.app)
 
 
 @app.command()
-def stage(overrides: Overrides = None, recipe: Recipe = None, store: Store = STORE) -> None:
-    """Corpus -> cohort: adapter, filter, split, decode once."""
-    from unirg.cohort.stage import StageConfig, stage
+def stage(
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    store: Store = STORE,
+    part: Annotated[
+        str, typer.Option(help="K/N: write the K-th (from 0) of N parts of the shards, and no cohort yet.")
+    ] = "",
+) -> None:
+    """Corpus -> cohort: adapter, filter, split, decode once.
 
-    _done(stage(config.load(StageConfig, recipe, overrides or ()), store))
+    Several machines may each write a part; `unirg stage` without one then finds the shards done.
+    """
+    from unirg.cohort.stage import StageConfig, stage, stage_part
+
+    settings = config.load(StageConfig, recipe, overrides or ())
+    if not part:
+        _done(stage(settings, store))
+        return
+    numbers = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", part)
+    if numbers is None:
+        raise UserError(f"--part {part}: write it as K/N, such as 0/8")
+    done = stage_part(settings, store, int(numbers[1]), int(numbers[2]))
+    print(f"part {part}: {done} shards are written", file=sys.stderr)
 
 
 @app.command()

@@ -55,7 +55,7 @@ def cohort(store: str, *groups: Sequence[Name]) -> Artifact:
         if draft.committed:
             return draft.committed
         shards = tuple(put_shard(store, group) for group in groups)
-        index = Index(corpus="films", hold_out=(), shards=shards, dropped={}, duplicates={})
+        index = Index(corpus="films", hold_out=(), shards=shards, dropped={}, account={}, duplicates={})
         (draft.out / INDEX).write_text(index.model_dump_json())
         (draft.out / "logs").mkdir()
         (draft.out / "logs" / "log").write_text("x")

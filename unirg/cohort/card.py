@@ -202,6 +202,7 @@ def _card(index: Index, account: Account, digest: str, films: list[Film]) -> Car
         _patient_table("Race", account.races, private, merge=True),
         _split_table("Studies by their place in the patient's history", "study", account.encounters, names),
         _plain_table("Records that did not become studies", "reason", index.dropped),
+        _plain_table("Met while reading", "what", index.account),
         _plain_table("Near-duplicates across splits", "kind, split of the study", index.duplicates),
         Table(
             "Sources",

@@ -202,6 +202,10 @@ class Institution:
             raise UnreadableImage("not a path below the corpus")
         return imaging.decode(source.read_image(self._folder, image.uri, self._label), size)
 
+    def account(self) -> dict[str, int]:
+        removed = {f"removed: {kind}": number for kind, number in self.removed.items()}
+        return removed | {f"file: {what}": number for what, number in self.files.items()}
+
     def truth(self) -> pa.Table | None:
         return None
 

@@ -100,6 +100,9 @@ class ReXGradient:
             raise UnreadableImage("not a path below the corpus")
         return imaging.decode(self._archive.read(image.uri), size)
 
+    def account(self) -> dict[str, int]:
+        return {f"not read: {what}": number for what, number in self.unread.items()}
+
     def truth(self) -> pa.Table | None:
         return None
 

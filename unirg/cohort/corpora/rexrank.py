@@ -123,6 +123,10 @@ class ReXrank:
     def read(self, image: Image, size: int | None = None) -> np.ndarray:
         return imaging.decode(source.read_image(self._images, image.uri), size)
 
+    def account(self) -> dict[str, int]:
+        unread = {f"not read: {what}": number for what, number in self.unread.items()}
+        return unread | {f"key image labelled {view}": number for view, number in self.relabelled.items()}
+
     def truth(self) -> pa.Table | None:
         return None
 
