@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -349,9 +350,9 @@ def test_a_damaged_shard_is_named_when_it_is_read(
 PHANTOMS = ["studies=36", "shard_studies=2", "workers=2"]
 
 
-def begin(store: Path) -> subprocess.Popen[str]:
+def begin(store: Path, *settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "unirg.cli", "stage", *PHANTOMS, "--store", str(store)],
+        [sys.executable, "-m", "unirg.cli", "stage", *(settings or PHANTOMS), "--store", str(store)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -413,6 +414,33 @@ def test_killed_in_the_middle_a_rerun_goes_on_to_the_same_cohort(
     after = shards_in(tmp_path)
     assert {name: after[name] for name in before} == before
     assert set(after) == {Path(shard.name).name for shard in Cohort.open(out.strip()).index.shards}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_twenty_kills_at_random_moments_over_two_thousand_phantoms_leave_the_same_cohort(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(store: str) -> subprocess.Popen[str]:
+        return begin(tmp_path / store, "studies=2000", "shard_studies=32", "workers=2")
+
+    began = time.monotonic()
+    out, _ = start("undisturbed").communicate()
+    whole, seconds = Cohort.open(out.strip()).artifact, time.monotonic() - began
+    chance, kills, done = random.Random(0), 0, list[int]()
+    while kills < 20:
+        # A run goes on where the killed one was, so short lives spread the kills over its length.
+        with start("killed") as child:
+            time.sleep(chance.uniform(0.03, 0.12) * seconds)
+            assert child.poll() is None, "the run ended before the last kill: lengthen it, or kill earlier"
+            child.kill()
+        kills += 1
+        wait_until_gone(child.pid)
+        done.append(len(list((tmp_path / "killed").glob(".work/cohort-*/notes/*.json"))))
+    out, _ = start("killed").communicate()
+    with capsys.disabled():
+        print(f"\nundisturbed {seconds:.0f} s; shards done at each kill: {done}")
+    assert Cohort.open(out.strip()).artifact.digest == whole.digest
 
 
 def wait_for_workers(child: subprocess.Popen[str]) -> None:
