@@ -103,7 +103,8 @@ def made(store: Path | str, studies: list[Study], **index: Any) -> Cohort:
             shard = Shard(sha256=storage.sha256(data), bytes=len(data), split=split, studies=len(rows))
             storage.put_new(storage.join(str(store), shard.name), data)
             shards.append(shard)
-        given: dict[str, Any] = {"corpus": studies[0].corpus, "hold_out": (), "dropped": {}, "duplicates": {}}
+        given: dict[str, Any] = {"corpus": studies[0].corpus, "hold_out": (), "dropped": {}}
+        given |= {"account": {}, "duplicates": {}}
         (draft.out / INDEX).write_text(Index(**(given | index), shards=tuple(shards)).model_dump_json())
         return Cohort.open(draft.commit())
 
@@ -300,7 +301,7 @@ def test_a_browser_shows_it_without_an_error_or_a_request(tmp_path: Path) -> Non
     uri = (tmp_path / "card" / "card.html").as_uri()
     with browser.page(tmp_path / "profile") as tab:
         tab.open(uri)
-        assert tab.evaluate("document.querySelectorAll('table').length") == 13
+        assert tab.evaluate("document.querySelectorAll('table').length") == 14
         assert tab.evaluate("document.images.length") == 12
         assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)") is True
         assert tab.complaints() == []

@@ -324,6 +324,13 @@ def test_a_cohort_comes_with_its_card(staged: Staged) -> None:
     assert CANARY not in card
 
 
+def test_a_refused_run_leaves_no_path_of_an_institution_behind(staged: Staged, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no study is left"):
+        staged(Films(count=3, unreadable=frozenset(range(3))))
+    left = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert not [path.name for path in left if CANARY.encode() in path.read_bytes()]
+
+
 # Damage
 
 

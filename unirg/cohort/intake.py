@@ -96,7 +96,13 @@ class Intake:
         with closing(self._open()) as database:
             return dict(database.execute("SELECT met, number FROM account ORDER BY met"))
 
+    def discard(self) -> None:
+        """Leave nothing of it behind."""
+        for path in self._path.parent.glob(f"{self._path.name}*"):
+            path.unlink()
+
     def _open(self) -> sqlite3.Connection:
+        self._path.touch(mode=0o600)  # reports, and an institution's paths
         return sqlite3.connect(self._path, isolation_level=None)
 
     def _read(self, database: sqlite3.Connection, corpus: Corpus, withdrawn: Callable[[Study], bool]) -> None:

@@ -157,9 +157,14 @@ def _draft(corpus: Corpus, config: StageConfig, store: str) -> Iterator[tuple[Dr
         inputs["withdrawn"] = withdrawn.digest
     with artifact.draft(store, "cohort", VERSION, config, inputs) as draft:
         intake = Intake(draft.scratch / "intake.sqlite")
-        if not draft.committed:
-            intake.take(corpus, config.split, config.hold_out, withdrawn.covers)
-        yield draft, intake, Notes(storage.join(store, ".work", f"cohort-{draft.key[:16]}", "notes"))
+        try:
+            if not draft.committed:
+                intake.take(corpus, config.split, config.hold_out, withdrawn.covers)
+            yield draft, intake, Notes(storage.join(store, ".work", f"cohort-{draft.key[:16]}", "notes"))
+        except BaseException:
+            if not corpus.public:  # it holds paths, and an institution's paths may name a patient
+                intake.discard()
+            raise
 
 
 def _decode(
