@@ -23,6 +23,7 @@ RECIPES = {
     "grpo_step2": "unirg.training.grpo.GRPOConfig",
     "weights": "unirg.training.scorers.WeightsConfig",
     "stage": "unirg.cohort.stage.StageConfig",
+    "stage_mimic_cxr": "unirg.cohort.stage.StageConfig",
     "serve": "unirg.serving.endpoint.ServeConfig",
     "score": "unirg.scoring.archive.ScoreConfig",
     "evaluate": "unirg.evaluation.evaluate.EvaluateConfig",

@@ -75,7 +75,7 @@ def make_cohort(store: str, studies: int, seed: int = 0) -> Artifact:
             shard = Shard(sha256=storage.sha256(data), bytes=len(data), split=split, studies=len(numbers))
             storage.put_new(storage.join(store, shard.name), data)
             shards.append(shard)
-        index = Index(corpus="toy", hold_out=(), shards=tuple(shards), dropped={})
+        index = Index(corpus="toy", hold_out=(), shards=tuple(shards), dropped={}, account={}, duplicates={})
         (draft.out / INDEX).write_text(index.model_dump_json())
         return draft.commit()
 

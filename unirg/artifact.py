@@ -314,7 +314,7 @@ def draft(
     store = str(storage.local_path(store)) if storage.is_local(store) else store.rstrip("/")
     key = action_key(stage, version, config, inputs)
     uri = storage.join(store, stage, key[:16])
-    work = _work_root(store) / f"{stage}-{key[:16]}"
+    work = work_root(store) / f"{stage}-{key[:16]}"
     found = _committed(uri)
     if found:
         yield Draft(uri, stage, version, key, config, inputs, work, found)
@@ -337,7 +337,7 @@ def draft(
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _work_root(store: str) -> Path:
+def work_root(store: str) -> Path:
     """Work in progress lies inside a local store (a rename away from its place), else in the cache."""
     if storage.is_local(store):
         return storage.local_path(store) / ".work"

@@ -5,12 +5,13 @@ Exit codes: 0 done, 2 the user's mistake (one clear line, no traceback), 1 ours,
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, Any
 
 import typer
 
-from unirg import __version__, artifact, cli_metrics, config, telemetry
+from unirg import __version__, artifact, cli_metrics, cli_retention, config, telemetry
 from unirg.errors import UserError
 
 app = typer.Typer(
@@ -33,14 +34,33 @@ INTERRUPTED = 130
 weights_app = typer.Typer(no_args_is_help=True, help="Weights of the metrics' models: fetch them, list them.")
 app.add_typer(weights_app, name="weights")
 app.add_typer(cli_metrics.app, name="metrics")
+app.add_typer(cli_retention.app)
 
 
 @app.command()
-def stage(overrides: Overrides = None, recipe: Recipe = None, store: Store = STORE) -> None:
-    """Corpus -> cohort: adapter, filter, split, decode once."""
-    from unirg.cohort.stage import StageConfig, stage
+def stage(
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    store: Store = STORE,
+    part: Annotated[
+        str, typer.Option(help="K/N: write the K-th (from 0) of N parts of the shards, and no cohort yet.")
+    ] = "",
+) -> None:
+    """Corpus -> cohort: adapter, filter, split, decode once.
 
-    _done(stage(config.load(StageConfig, recipe, overrides or ()), store))
+    Several machines may each write a part; `unirg stage` without one then finds the shards done.
+    """
+    from unirg.cohort.stage import StageConfig, stage, stage_part
+
+    settings = config.load(StageConfig, recipe, overrides or ())
+    if not part:
+        _done(stage(settings, store))
+        return
+    numbers = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", part)
+    if numbers is None:
+        raise UserError(f"--part {part}: write it as K/N, such as 0/8")
+    done = stage_part(settings, store, int(numbers[1]), int(numbers[2]))
+    print(f"part {part}: {done} shards are written", file=sys.stderr)
 
 
 @app.command()

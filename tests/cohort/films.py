@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,6 +28,9 @@ class Films:
     dropped: frozenset[int] = frozenset()
     twice: frozenset[int] = frozenset()
     failing: frozenset[int] = frozenset()
+    crashing: frozenset[int] = frozenset()
+    hanging: frozenset[int] = frozenset()
+    alike: frozenset[int] = frozenset()
     public: bool = False
     name: str = "films"
 
@@ -56,13 +61,22 @@ class Films:
             impression=f"Impression of {number}." if number % 2 and number not in self.mute else None,
         )
 
-    def read(self, image: Image) -> np.ndarray:
+    def read(self, image: Image, size: int | None = None) -> np.ndarray:
         number = int(str(image.uri).rpartition("/")[2].removesuffix(".png"))
         if number in self.unreadable:
             raise UnreadableImage("corrupt or truncated")
         if number in self.failing:
             raise ValueError(CANARY)
+        if number in self.crashing:
+            os.abort()
+        if number in self.hanging:
+            time.sleep(60)
+        if number in self.alike:
+            return np.add.outer(np.arange(64), 3 * np.arange(48)).astype(np.uint8)
         return np.full((64, 48), number, np.uint8)
+
+    def account(self) -> dict[str, int]:
+        return {"relabelled": 1}
 
     def truth(self) -> pa.Table | None:
         return None

@@ -6,6 +6,7 @@ import io
 import logging
 import struct
 import traceback
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PIL
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from unirg.cohort import imaging
 from unirg.cohort.corpora import UnreadableImage
@@ -103,7 +104,7 @@ def test_dicom_monochrome1_is_inverted_once_even_where_the_lut_shape_says_invers
 
 
 def test_a_dicom_window_clips_and_a_modality_lut_comes_before_it() -> None:
-    raw = np.tile(np.arange(1000, dtype=np.uint16), (4, 1))
+    raw = np.tile(np.arange(1000, dtype=np.uint16), (200, 1))
     windowed = imaging.decode(
         dicom(raw, RescaleSlope=2, RescaleIntercept=-500, WindowCenter=500, WindowWidth=400)
     )
@@ -119,7 +120,7 @@ def test_a_dicom_window_clips_and_a_modality_lut_comes_before_it() -> None:
         ({"NumberOfFrames": 2}, np.zeros((2, 8, 8), np.uint8)),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, np.zeros((8, 8), np.uint8)),
         ({"Rows": 60_000, "Columns": 60_000}, np.zeros((8, 8), np.uint8)),
-        ({"transfer_syntax": DeflatedExplicitVRLittleEndian}, np.zeros((8, 8), np.uint8)),
+        ({"BitsAllocated": 32, "BitsStored": 32}, np.zeros((8, 8), np.uint32)),
         ({"WindowCenter": 1, "WindowWidth": -5}, FILM),
         ({"RescaleSlope": "1e308", "RescaleIntercept": "0"}, FILM),
         ({"PixelData": b"\0\0"}, FILM),
@@ -195,6 +196,63 @@ def test_the_limits_on_bytes_and_pixels_hold(monkeypatch: pytest.MonkeyPatch) ->
             imaging.decode(too_many)
     monkeypatch.setattr(imaging, "MAX_PIXELS", FILM.size)
     assert imaging.decode(data).shape == FILM.shape
+
+
+def test_a_strip_is_not_the_shape_of_a_radiograph() -> None:
+    spine, strip = np.zeros((40, 10), np.uint8), np.zeros((90, 10), np.uint8)
+    assert imaging.decode(encoded(spine)).shape == spine.shape
+    for data in (encoded(strip), encoded(strip.T), dicom(strip), encoded(strip, "JPEG")):
+        with pytest.raises(UnreadableImage, match="not the shape of a radiograph"):
+            imaging.decode(data)
+
+
+def test_a_dicom_of_a_billion_rows_is_refused_before_it_is_decoded() -> None:
+    rows = b"\x28\0\x10\0"
+    data = dicom(FILM).replace(
+        rows + b"US" + struct.pack("<HH", 2, 60), rows + b"IS" + struct.pack("<H", 10) + b"1000000000"
+    )
+    for size in (None, 512):
+        with pytest.raises(UnreadableImage, match="million pixels"):
+            imaging.decode(data, size)
+
+
+def test_a_deflated_dicom_is_decoded_and_its_bomb_is_not() -> None:
+    films = {"transfer_syntax": DeflatedExplicitVRLittleEndian}
+    assert np.array_equal(imaging.decode(dicom(FILM, **films)), FILM)
+    bomb = dicom(np.zeros((20_000, 7_000), np.uint8), **films)
+    assert len(bomb) < 2**20
+    tracemalloc.start()
+    with pytest.raises(UnreadableImage, match="more than 128 MiB"):
+        imaging.decode(bomb)
+    assert tracemalloc.get_traced_memory()[1] < 2.2 * imaging.MAX_BYTES
+    tracemalloc.stop()
+    with pytest.raises(UnreadableImage, match="corrupt or truncated"):
+        imaging.decode(dicom(rng.integers(0, 256, (99, 99), dtype=np.uint8), **films)[:-500])
+
+
+def test_a_decoder_out_of_memory_is_the_image_s_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(imaging, "_decode_picture", hungry)
+    with pytest.raises(UnreadableImage, match="needs too much memory"):
+        imaging.decode(encoded(FILM))
+
+
+def test_one_hot_pixel_does_not_take_the_contrast_of_a_large_film() -> None:
+    ramp = np.tile(np.linspace(1000, 2000, 1200, dtype=np.uint16), (1200, 1))
+    hot = ramp.copy()
+    hot[600, 600] = 65535
+    spoilt = imaging.decode(encoded(hot))
+    assert spoilt[600, 600] == 255
+    assert np.ptp(spoilt[:500]) > 128  # were the pixel the brightest shown, 4 of 255
+
+
+def test_signed_and_big_endian_values_are_read_as_such() -> None:
+    signed = FILM.astype(np.int16) * 8 - 1000
+    assert np.array_equal(imaging.decode(dicom(signed)), FILM)
+    swapped = (FILM.astype(np.uint16) * 8).astype(">u2")
+    assert np.array_equal(imaging.decode(dicom(swapped, transfer_syntax=ExplicitVRBigEndian)), FILM)
 
 
 @settings(max_examples=60, deadline=None)

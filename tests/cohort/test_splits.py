@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unirg.cohort.splits import STRADDLES, SplitConfig, assign, check_disjoint, patient_split
+from unirg.cohort.splits import (
+    OFFICIAL_VALIDATION,
+    STRADDLES,
+    Disjoint,
+    SplitConfig,
+    assign,
+    check_hold_out,
+    draw,
+    patient_split,
+)
 from unirg.config import load
 from unirg.errors import UserError
 from unirg.study import Study
@@ -47,6 +56,12 @@ held = st.lists(st.sampled_from(INSTITUTIONS), unique=True, max_size=2)
 
 def patients(studies: list[Study], *splits: str | None) -> set[tuple[str, str]]:
     return {(s.corpus, s.patient_id) for s in studies if s.split in splits}
+
+
+def check_disjoint(studies: list[Study]) -> None:
+    disjoint = Disjoint()
+    disjoint.watch(studies)
+    disjoint.check()
 
 
 def present(studies: list[Study], names: list[str]) -> list[str]:
@@ -140,13 +155,41 @@ def test_a_corpus_can_be_held_out_by_its_name() -> None:
 
 def test_an_owners_split_that_shares_a_patient_is_refused_naming_the_studies() -> None:
     owned = [study(0, 7, "north", split="train"), study(1, 7, "north", split="test")]
+    kept, _ = assign(owned, SplitConfig(), [])
     with pytest.raises(UserError, match=r"1 pairs.*s0 \(train\) and s1 \(test\)"):
-        assign(owned, SplitConfig(), [])
+        check_disjoint(kept)
 
 
 def test_holding_out_what_is_not_there_is_refused_naming_what_is() -> None:
     with pytest.raises(UserError, match="hold_out names summit; institutions here are c, north"):
-        assign([study(0, 0, "north")], SplitConfig(), ["summit", "north"])
+        check_hold_out(["summit", "north"], {"c", "north"})
+
+
+@given(
+    st.lists(st.integers(1, 4), max_size=20).map(lambda sizes: [*sizes, *[1] * 80]),
+    st.integers(1, 80),  # eighty patients with one study each can always fill up what is left
+    st.integers(0, 5),
+)
+def test_a_draw_has_exactly_the_studies_asked_for_in_whole_patients(
+    sizes: list[int], number: int, seed: int
+) -> None:
+    patients = [(("c", f"p{n}"), size) for n, size in enumerate(sizes)]
+    drawn = draw(patients, number, seed)
+    assert sum(size for patient, size in patients if patient in drawn) == number
+    assert draw(patients[::-1], number, seed) == drawn
+
+
+def test_a_draw_of_more_than_there_is_says_how_many_there_are() -> None:
+    with pytest.raises(UserError, match="validation_studies is 6, and the owner's training split yields 5"):
+        draw([(("c", "p0"), 2), (("c", "p1"), 3)], 6, 0)
+
+
+def test_a_drawn_patient_validates_in_place_of_the_owners_set() -> None:
+    owned = [study(0, 0, "north", split="train"), study(1, 1, "north", split="train")]
+    owned += [study(2, 2, "north", split="validate"), study(3, 3, "north", split="test")]
+    kept, dropped = assign(owned, SplitConfig(), [], {("c", "p1")})
+    assert [(s.study_id, s.split) for s in kept] == [("s0", "train"), ("s1", "validate"), ("s3", "test")]
+    assert dropped == {OFFICIAL_VALIDATION: 1}
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:

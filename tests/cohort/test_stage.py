@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PIL
 
@@ -24,8 +26,11 @@ from tests.cohort.films import Films
 from tests.conftest import S3
 from unirg.artifact import Artifact, ArtifactError
 from unirg.cohort import stage as staging
-from unirg.cohort.reader import Cohort
-from unirg.cohort.stage import StageConfig, group, select, stage, write_shard
+from unirg.cohort.intake import Intake
+from unirg.cohort.reader import DROPPED, DUPLICATES, Cohort
+from unirg.cohort.splits import SplitConfig
+from unirg.cohort.stage import ShardWriter, StageConfig, stage
+from unirg.cohort.withdrawal import withdraw
 from unirg.errors import UserError
 from unirg.telemetry import InternalError
 
@@ -61,8 +66,8 @@ def staged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Staged:
 
 
 def shards_in(store: Path) -> dict[str, int]:
-    """Shards by name, with the time when each was written."""
-    return {path.name: path.stat().st_mtime_ns for path in (store / "shards").glob("*.parquet")}
+    """Shards by name, with the file that each is: one written again would be another."""
+    return {path.name: path.stat().st_ino for path in (store / "shards").glob("*.parquet")}
 
 
 # What is kept
@@ -209,16 +214,20 @@ def test_a_second_cohort_shares_the_shards_that_are_equal(staged: Staged, tmp_pa
 
 
 def test_a_shards_bytes_depend_on_its_studies_alone(tmp_path: Path) -> None:
-    studies, _ = select(FLAWED, StageConfig())
-    groups = list(group(studies, 4))
-    assert all(len({s.split for s in each}) == 1 and len(each) <= 4 for each in groups)
-    assert sorted(s.study_id for each in groups for s in each) == sorted(s.study_id for s in studies)
+    intake = Intake(tmp_path / "intake.sqlite")
+    intake.take(FLAWED, SplitConfig())
+    groups = list(enumerate(intake.groups(4)))
+    assert [len(each) for _, each in groups] == intake.sizes(4)
+    assert all(len({s.split for s in each}) == 1 and len(each) <= 4 for _, each in groups)
     made = [
-        [write_shard(FLAWED, each, 64, "stretch", str(tmp_path / name)) for each in order]
+        [
+            ShardWriter(FLAWED, 64, "stretch", str(tmp_path / name))(job, {}, lambda item: None)
+            for job in order
+        ]
         for name, order in (("a", groups), ("b", groups[::-1]))
     ]
     assert made[0] == made[1][::-1]
-    assert sum(unreadable for _, unreadable in made[0]) == 2
+    assert sum(len(written.unreadable) for written in made[0]) == 2
 
 
 @pytest.mark.parametrize("server", ["moto_s3", pytest.param("s3_environment", marks=pytest.mark.s3)])
@@ -237,6 +246,89 @@ def test_the_same_cohort_comes_of_an_object_store(
     assert all(re.fullmatch(r"store/(shards/\w{64}\.parquet|cohort/\w{16}/[\w./]+)", key) for key in keys), (
         keys
     )
+
+
+# Parts, withdrawals, and what is written down
+
+
+def test_parts_made_apart_become_the_cohort_of_a_single_run(
+    staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = staged(FLAWED, str(tmp_path / "whole"))
+    config = StageConfig.model_validate({"size": 64, "shard_studies": 4, "workers": 1})
+    monkeypatch.setattr(staging, "open_corpus", lambda config: FLAWED)
+    store = str(tmp_path / "parts")
+    written = [staging.stage_part(config, store, part, 3) for part in (2, 0, 1)]
+    assert sum(written) == len(list((tmp_path / "parts" / ".work").glob("cohort-*/notes/*.json"))) > 3
+    before = shards_in(tmp_path / "parts")
+    assert stage(config, store).digest == whole.digest
+    assert shards_in(tmp_path / "parts") == before
+    assert list((tmp_path / "parts" / ".work").glob("*/")) == []
+    with pytest.raises(UserError, match="part 3 of 3"):
+        staging.stage_part(config, store, 3, 3)
+
+
+def test_every_record_that_became_no_study_is_listed_with_its_reason(staged: Staged) -> None:
+    made = staged(FLAWED)
+    listed = pq.read_table(made.path(DROPPED)).to_pylist()
+    assert {row["study_id"]: row["reason"] for row in listed} == {
+        "s002": "unreadable image: corrupt or truncated",
+        "s003": "unreadable image: corrupt or truncated",
+        "s004": "neither findings nor impression",
+        **dict.fromkeys(("s006", "s007", "s008"), "no frontal image"),
+        "s010": "unreadable report",
+        "s012": "duplicate study id",
+    }
+    assert Cohort.open(made).index.account == {"relabelled": 1}
+
+
+def test_a_withdrawn_study_is_in_no_later_cohort_and_no_later_ones_prior(
+    staged: Staged, tmp_path: Path
+) -> None:
+    before = staged(Films(count=8))
+    withdraw(str(tmp_path / "store"), ["films/s002"], ["films/p003", "others/p000"])
+    after = staged(Films(count=8))
+    assert before.uri != after.uri
+    cohort = Cohort.open(after)
+    assert [study.study_id for study in cohort.studies()] == ["s000", "s001", "s003", "s004", "s005"]
+    assert cohort.index.dropped == {"withdrawn": 3}
+    assert cohort["s003"].prior_study_id is None
+    withdraw(str(tmp_path / "store"), ["others/s001"])
+    assert staged(Films(count=8)).uri == after.uri
+
+
+def test_a_decoder_that_crashes_or_hangs_costs_its_study_alone(staged: Staged) -> None:
+    made = staged(Films(count=8, crashing=frozenset({1}), hanging=frozenset({6})), seconds=1.5)
+    assert {row["study_id"]: row["reason"] for row in pq.read_table(made.path(DROPPED)).to_pylist()} == {
+        "s001": "unreadable image: decoder crashed",
+        "s006": "unreadable image: decoder took too long",
+    }
+    assert len(Cohort.open(made).studies()) == 6
+
+
+def test_equal_images_across_splits_are_reported_and_kept(staged: Staged) -> None:
+    made = staged(Films(count=40, alike=frozenset(range(40))), split={"test": 0.5, "validate": 0.0})
+    cohort = Cohort.open(made)
+    tested = {study.study_id for study in cohort.studies("test")}
+    rows = pq.read_table(made.path(DUPLICATES)).to_pylist()
+    assert {row["study_id"] for row in rows if row["kind"] == "image"} == tested
+    assert {row["other_split"] for row in rows} == {"train"}
+    assert cohort.index.duplicates["image test"] == len(tested)
+    assert made.manifest.counts["duplicates.image test"] == len(tested)
+
+
+def test_a_cohort_comes_with_its_card(staged: Staged) -> None:
+    made = staged(FLAWED)
+    card = (made.directory / "logs" / "card.html").read_text()
+    assert "no frontal image" in card
+    assert CANARY not in card
+
+
+def test_a_refused_run_leaves_no_path_of_an_institution_behind(staged: Staged, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no study is left"):
+        staged(Films(count=3, unreadable=frozenset(range(3))))
+    left = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert not [path.name for path in left if CANARY.encode() in path.read_bytes()]
 
 
 # Damage
@@ -265,9 +357,9 @@ def test_a_damaged_shard_is_named_when_it_is_read(
 PHANTOMS = ["studies=36", "shard_studies=2", "workers=2"]
 
 
-def begin(store: Path) -> subprocess.Popen[str]:
+def begin(store: Path, *settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "unirg.cli", "stage", *PHANTOMS, "--store", str(store)],
+        [sys.executable, "-m", "unirg.cli", "stage", *(settings or PHANTOMS), "--store", str(store)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -278,7 +370,7 @@ def begin(store: Path) -> subprocess.Popen[str]:
 
 def wait_for_notes(store: Path, number: int) -> None:
     deadline = time.monotonic() + 60
-    while len(list(store.glob(".work/cohort-*/scratch/*.json"))) < number:
+    while len(list(store.glob(".work/cohort-*/notes/*.json"))) < number:
         assert time.monotonic() < deadline, "no shard was finished in time"
         time.sleep(0.01)
 
@@ -318,7 +410,7 @@ def test_killed_in_the_middle_a_rerun_goes_on_to_the_same_cohort(
         child.kill()
     wait_until_gone(child.pid)
     assert list(tmp_path.glob("cohort/*")) == []
-    noted = [json.loads(note.read_text())["shard"] for note in tmp_path.glob(".work/*/scratch/*.json")]
+    noted = [json.loads(note.read_text())["shard"] for note in tmp_path.glob(".work/*/notes/*.json")]
     before = shards_in(tmp_path)
     again = begin(tmp_path)
     out, told = again.communicate(timeout=120)
@@ -329,6 +421,33 @@ def test_killed_in_the_middle_a_rerun_goes_on_to_the_same_cohort(
     after = shards_in(tmp_path)
     assert {name: after[name] for name in before} == before
     assert set(after) == {Path(shard.name).name for shard in Cohort.open(out.strip()).index.shards}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_twenty_kills_at_random_moments_over_two_thousand_phantoms_leave_the_same_cohort(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(store: str) -> subprocess.Popen[str]:
+        return begin(tmp_path / store, "studies=2000", "shard_studies=32", "workers=2")
+
+    began = time.monotonic()
+    out, _ = start("undisturbed").communicate()
+    whole, seconds = Cohort.open(out.strip()).artifact, time.monotonic() - began
+    chance, kills, done = random.Random(0), 0, list[int]()
+    while kills < 20:
+        # A run goes on where the killed one was, so short lives spread the kills over its length.
+        with start("killed") as child:
+            time.sleep(chance.uniform(0.03, 0.12) * seconds)
+            assert child.poll() is None, "the run ended before the last kill: lengthen it, or kill earlier"
+            child.kill()
+        kills += 1
+        wait_until_gone(child.pid)
+        done.append(len(list((tmp_path / "killed").glob(".work/cohort-*/notes/*.json"))))
+    out, _ = start("killed").communicate()
+    with capsys.disabled():
+        print(f"\nundisturbed {seconds:.0f} s; shards done at each kill: {done}")
+    assert Cohort.open(out.strip()).artifact.digest == whole.digest
 
 
 def wait_for_workers(child: subprocess.Popen[str]) -> None:

@@ -91,7 +91,14 @@ class World:
                 shard = Shard(sha256=storage.sha256(data), bytes=len(data), split=split, studies=len(rows))
                 storage.put_new(storage.join(str(self.store), shard.name), data)
                 shards.append(shard)
-            index = Index(corpus="phantom", hold_out=("harbour",), shards=tuple(shards), dropped={})
+            index = Index(
+                corpus="phantom",
+                hold_out=("harbour",),
+                shards=tuple(shards),
+                dropped={},
+                account={},
+                duplicates={},
+            )
             (draft.out / INDEX).write_text(index.model_dump_json())
             return draft.commit({"studies": len(self.studies)})
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests import runs
 from unirg import artifact
-from unirg.cohort.stage import NO_FRONTAL, NO_SECTIONS
+from unirg.cohort.intake import NO_FRONTAL, NO_SECTIONS
 
 SYSTEMS = [
     *("untrained", "sft", "grpo step 1", "grpo step 2"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
@@ -23,11 +24,11 @@ def link(studies: Iterable[Study]) -> list[Study]:
     place: dict[tuple[str, str], dict[str, object]] = {}
     for timeline in timelines.values():
         timeline.sort(key=lambda entry: (entry[0], entry[1].study_id))
-        for at, study in timeline:
-            earlier = [(t, s) for t, s in timeline if t < at]
-            usable = [s for _, s in earlier if s.key_image]
-            place[study.corpus, study.study_id] = {
-                "encounter": len({t for t, _ in earlier}) + 1,
-                "prior_study_id": usable[-1].study_id if usable else None,
-            }
+        prior = None
+        times = itertools.groupby(timeline, key=lambda entry: entry[0])
+        for encounter, (_, together) in enumerate(times, start=1):
+            same_time = [study for _, study in together]
+            for study in same_time:
+                place[study.corpus, study.study_id] = {"encounter": encounter, "prior_study_id": prior}
+            prior = next((s.study_id for s in reversed(same_time) if s.key_image), prior)
     return [study.model_copy(update=place.get((study.corpus, study.study_id), {})) for study in studies]

@@ -16,6 +16,10 @@ from unirg.study import SCHEMA, Study, from_table
 
 INDEX = "cohort.json"
 TRUTH = "truth.parquet"
+DROPPED = "dropped.parquet"
+"""(study_id, reason) of every record that did not become a study."""
+DUPLICATES = "duplicates.parquet"
+"""`unirg.cohort.duplicates.Duplicate` as rows."""
 METADATA = [name for name in SCHEMA.names if name != "images"]
 VIEWS = ["images.list.element.view", "images.list.element.projection", "images.list.element.uri"]
 
@@ -45,6 +49,10 @@ class Index(BaseModel):
     shards: tuple[Shard, ...]
     dropped: dict[str, int]
     """Records that did not become studies, by reason."""
+    account: dict[str, int]
+    """What reading the corpus met beside studies: identifiers removed, files passed over."""
+    duplicates: dict[str, int]
+    """Studies outside the training split that another split holds a near-duplicate of, by kind and split."""
 
 
 class Cohort:

@@ -8,6 +8,8 @@ supine) is no view, so it is unknown.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from unirg.study import Projection, View
 
@@ -19,8 +21,10 @@ _FRONTAL = ("frontal",)
 _LATERAL = ("lateral", "lat", "ll", "rl", "left lateral", "right lateral")
 _OTHER = (
     *("lao", "lpo", "rao", "rpo", "oblique", "left oblique", "right oblique"),
+    *("left anterior oblique", "right anterior oblique", "left posterior oblique", "right posterior oblique"),
     *("lld", "rld", "ap lld", "ap rld", "pa lld", "pa rld", "decubitus"),
-    *("ap axial", "lordotic", "xtable lateral", "swimmers", "l5 s1"),
+    *("ap axial", "lordotic", "apical lordotic", "xtable lateral", "cross table lateral"),
+    *("swimmers", "l5 s1"),
     *("kub", "picc line", "other"),
 )
 
@@ -40,3 +44,18 @@ def view_of(name: str | None) -> tuple[View, Projection | None]:
     """
     words = re.sub(r"[\s_-]+", " ", name or "").strip().casefold()
     return VIEWS.get(words, UNKNOWN)
+
+
+def views_of(names: Sequence[Any], images: int) -> list[tuple[View, Projection | None]]:
+    """The views of a study's images by a list of names given beside them; anything but a text is no name.
+
+    A list of another length is no longer parallel (ReXrank's key images, which are frontal, stand at labels
+    of either view there), so it tells only what all of more names than images agree on.
+    """
+    told = [view_of(name if isinstance(name, str) else None) for name in names]
+    if len(told) == images:
+        return told
+    views, projections = ({item[part] for item in told} for part in (0, 1))
+    if len(told) < images or len(views) != 1:
+        return [UNKNOWN] * images
+    return [(told[0][0], told[0][1] if len(projections) == 1 else None)] * images

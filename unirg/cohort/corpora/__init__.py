@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,12 +40,20 @@ class Corpus(Protocol):
         """Yield every study lazily, in an order that does not depend on the file system's."""
         ...
 
-    def read(self, image: Image) -> np.ndarray:
+    def read(self, image: Image, size: int | None = None) -> np.ndarray:
         """Decode one image to (height, width) uint8, bright = dense.
+
+        Args:
+            size: side of the square that `imaging.resize` will make of it, where the decoder may save work.
 
         Raises:
             UnreadableImage: it is missing or cannot be decoded.
         """
+        ...
+
+    def account(self) -> Mapping[str, int]:
+        """What the latest whole pass of `records` met beside studies, in fixed words: values not
+        read, identifiers removed, files passed over."""
         ...
 
     def truth(self) -> pa.Table | None:

@@ -1,43 +1,52 @@
-"""An institution's own data: one table of studies, and images in the folder below it.
+"""An institution's own data: a table of studies with their reports, and images in the folder below it.
 
-Nothing that identifies a patient leaves this module: study and patient ids become keyed hashes, the row's
-own identifiers are removed from its texts, and errors name the institution, a row number, a keyed study id
-or a field, never a value, a path or a column of the table's own.
+Nothing that identifies a patient leaves this module: study and patient ids become keyed hashes, the study's
+own identifiers and those that `deidentify` finds by pattern are removed from its texts (or the study is
+refused), and errors name the institution, a row number, a keyed study id or a field, never a value, a path
+or a column of the table's own.
 
 The table is CSV (UTF-8, quoted) or Parquet. Columns, in any order, upper or lower case; others are ignored:
 
-    study_id | accession | accession_number     required
-    patient_id | mrn                            required
-    images                                      required: paths relative to the table's folder, parted by `;`
-    findings, impression                        at least one of them
+    study_id | accession | accession_number | study_instance_uid     required
+    patient_id | mrn                            required with `images`
+    images                                      paths relative to the table's folder, parted by `;`
+    findings, impression, report                at least one; `sections` reads a `report`
     views                                       as many as images, parted by `;` (`views.view_of` reads them)
     acquired_at | study_date                    ISO 8601, or YYYYMMDD
     patient_name, age, sex, race, indication, comparison
+
+A table without `images` is joined with the DICOM files anywhere below its folder, by StudyInstanceUID where
+a row has one, else by AccessionNumber. What the table leaves out of patient, time, age, sex and race then
+comes from their headers. DICOM files that no row names are counted under "no report".
 """
 
 from __future__ import annotations
 
 import hmac
 import logging
-import math
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from datetime import UTC, date, datetime
-from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unirg import storage
-from unirg.cohort import imaging
-from unirg.cohort.corpora import Dropped, source
-from unirg.cohort.views import view_of
+from unirg.cohort import deidentify, imaging
+from unirg.cohort.corpora import Dropped, UnreadableImage, source
+from unirg.cohort.corpora import institution_dicom as dicom
+from unirg.cohort.corpora import institution_values as values
+from unirg.cohort.corpora.institution_dicom import Archive, Exam
+from unirg.cohort.corpora.institution_values import Refused, Row, first
+from unirg.cohort.deidentify import REMOVED, Gate
+from unirg.cohort.sections import sections
+from unirg.config import Config
 from unirg.errors import UserError
-from unirg.study import SAFE_ID, AcquiredBasis, Image, Study, StudyError, keyed_id
+from unirg.study import SAFE_ID, Image, Study, StudyError, View, keyed_id
 
 # At DEBUG they write down the path of every file that they open.
 for _library in ("fsspec", "s3fs", "botocore", "aiobotocore"):
@@ -48,21 +57,26 @@ KEY_REMEDY = (
     f"create one with `openssl rand -hex 32`, keep it, and export it as {SITE_KEY_VARIABLE} "
     "(under another key every study gets another id)"
 )
-REMOVED = "[removed]"
-SHORTEST_IDENTIFIER = 3
-"""Characters. A shorter id, or part of a name, cannot be told from a report's own words and numbers."""
 
-STUDY_COLUMNS = ("study_id", "accession", "accession_number")
+STUDY_COLUMNS = ("study_id", "accession", "accession_number", "study_instance_uid")
+ACCESSION_COLUMNS = ("accession", "accession_number")
 PATIENT_COLUMNS = ("patient_id", "mrn")
 DATE_COLUMNS = ("acquired_at", "study_date")
+REPORT_COLUMNS = ("findings", "impression", "report")
 TEXT_COLUMNS = ("race", "indication", "comparison", "findings", "impression")
-SEXES = {
-    **{"f": "F", "female": "F", "m": "M", "male": "M", "o": "O", "other": "O"},
-    **{"": None, "u": None, "unknown": None},
-}
+OWN = "the study's own identifier"
 
-Row = dict[str, str]
-"""A table's row by lower-case column name; every value a stripped text, '' where it is missing."""
+
+class InstitutionConfig(Config):
+    """How an institution's data is read."""
+
+    name: str = "institution"
+    """Corpus and institution; it is printed."""
+    unknown_view: Literal["unknown", "frontal"] = "unknown"
+    """What a study's only radiograph is where nothing names its view. `unknown` drops such a study for want
+    of a frontal image; `frontal` suits a site whose single films are frontal but whose headers do not say."""
+    gate: Gate = Gate()
+    """What happens to direct identifiers."""
 
 
 class Institution:
@@ -70,7 +84,15 @@ class Institution:
 
     public = False
 
-    def __init__(self, table: str, site_key: bytes, name: str = "institution") -> None:
+    def __init__(
+        self,
+        table: str,
+        site_key: bytes,
+        name: str = "institution",
+        *,
+        unknown_view: View = "unknown",
+        gate: Gate = Gate(),  # noqa: B008 (frozen)
+    ) -> None:
         """`table` is a path or URI ending in .csv or .parquet; `site_key` has 16 bytes or more.
 
         Raises:
@@ -81,11 +103,16 @@ class Institution:
         if not table.lower().endswith((".csv", ".parquet")):
             raise UserError(f"institution {name}: its table must be a .csv or .parquet file")
         self.name = name
-        self.removed = 0
-        """Identifiers removed from texts by the latest pass of `records`."""
+        self.removed: Counter[str] = Counter()
+        """Identifiers removed from texts by the latest pass of `records`, by kind."""
+        self.files: Counter[str] = Counter()
+        """DICOM files of the latest pass: passed over by reason, identifiers in the headers by kind (none
+        enters a cohort), images whose pixels may hold text."""
         if len(site_key) < 16:
             raise UserError(f"institution {name}: no site key of 16 bytes or more: {KEY_REMEDY}")
         self._site_key = site_key
+        self._unknown_view = unknown_view
+        self._gate = gate
         self._label = f"institution {name}"
         folder, slash, self._file = table.rpartition("/")
         self._folder = folder or slash or "."
@@ -96,7 +123,13 @@ class Institution:
 
     @classmethod
     def from_environment(
-        cls, table: str, name: str = "institution", environ: Mapping[str, str] = os.environ
+        cls,
+        table: str,
+        name: str = "institution",
+        environ: Mapping[str, str] = os.environ,
+        *,
+        unknown_view: View = "unknown",
+        gate: Gate = Gate(),  # noqa: B008 (frozen)
     ) -> Institution:
         """Take the site key from `UNIRG_SITE_KEY`, so that it stands in no configuration and no log.
 
@@ -107,17 +140,27 @@ class Institution:
             site_key = bytes.fromhex(environ.get(SITE_KEY_VARIABLE, ""))
         except ValueError:
             raise UserError(f"{SITE_KEY_VARIABLE} is not hexadecimal: {KEY_REMEDY}") from None
-        return cls(table, site_key, name)
+        return cls(table, site_key, name, unknown_view=unknown_view, gate=gate)
 
     def __repr__(self) -> str:
         return f"Institution({self.name})"
 
     def fingerprint(self) -> str:
-        """Over the table and the images it names, keyed: it changes with the site key, as the ids do."""
-        named = {self._file}
+        """Over the table and its images, keyed: it changes with the site key, as the ids do.
+
+        Its images are those that it names, or every file below it that may be DICOM.
+        """
+        named, joined = {self._file}, False
         for _, row in self._rows():
-            named.update(_paths(row or {}))
-        files = source.listing(self._folder, named.__contains__, self._label)
+            if row is not None:
+                joined = joined or "images" not in row
+                named.update(values.paths(row))
+
+        def is_wanted(path: str) -> bool:
+            return path in named or (joined and dicom.is_candidate(path))
+
+        files = source.listing(self._folder, is_wanted, self._label)
+        files = [file for file in files if not joined or dicom.is_plain(self._folder, file.path)]
         digest = source.fingerprint(self._folder, files, self._label)
         return hmac.new(self._site_key, f"{self.name}\0{digest}".encode(), "sha256").hexdigest()
 
@@ -127,59 +170,132 @@ class Institution:
         Raises:
             UserError: the table is missing, cannot be read, or lacks a column.
         """
-        self.removed = 0
+        self.removed, self.files = Counter(), Counter()
         seen: set[str] = set()
+        archive: Archive | None = None
+        reported: set[str] = set()
         for number, row in self._rows():
             if row is None:
-                yield Dropped(f"row-{number}", "wrong number of columns")
+                yield Dropped(f"row-{number}", "wrong number of columns, or too long")
                 continue
-            study = self._study(number, row)
-            if study.study_id in seen:
+            if archive is None and "images" not in row:
+                archive = dicom.scan(self._folder, self._gate, self._label)
+                self.files = archive.account()
+            exams = (
+                archive.exams(row.get("study_instance_uid", ""), first(row, ACCESSION_COLUMNS))
+                if archive
+                else None
+            )
+            study = self._study(number, row, exams)
+            taken = {exam.uid for exam in exams or ()}
+            if study.study_id in seen or taken & reported:
                 study = Dropped(study.study_id, "duplicate study id")
             seen.add(study.study_id)
+            reported |= taken
             yield study
+        for exam in archive.by_uid.values() if archive else ():
+            if exam.films and exam.uid not in reported:
+                yield Dropped(keyed_id(self._site_key, "study", exam.accession or exam.uid), "no report")
 
-    def read(self, image: Image) -> np.ndarray:
-        return imaging.decode(source.read_image(self._folder, image.uri, self._label))
+    def read(self, image: Image, size: int | None = None) -> np.ndarray:
+        if image.uri is not None and not dicom.is_below(self._folder, image.uri):
+            raise UnreadableImage("not a path below the corpus")
+        return imaging.decode(source.read_image(self._folder, image.uri, self._label), size)
+
+    def account(self) -> dict[str, int]:
+        removed = {f"removed: {kind}": number for kind, number in self.removed.items()}
+        return removed | {f"file: {what}": number for what, number in self.files.items()}
 
     def truth(self) -> pa.Table | None:
         return None
 
-    def _study(self, number: int, row: Row) -> Study | Dropped:
-        accession, patient = _first(row, STUDY_COLUMNS), _first(row, PATIENT_COLUMNS)
-        if not accession:
+    def _study(self, number: int, row: Row, exams: list[Exam] | None) -> Study | Dropped:
+        """The study of a row; `exams` are its DICOM files', None where the table names its images."""
+        own_id = first(row, STUDY_COLUMNS)
+        if not own_id:
             return Dropped(f"row-{number}", "missing study id")
-        study_id = keyed_id(self._site_key, "study", accession)
-        if not patient:
-            return Dropped(study_id, "missing patient id")
-        paths = _paths(row)
-        if not all(source.is_safe(path) for path in paths):
-            return Dropped(study_id, "unsafe image path")
+        study_id = keyed_id(self._site_key, "study", own_id)
         try:
+            exam = None if exams is None else dicom.merged(exams)
+            if exam and self._gate.mode == "refuse" and exam.names_a_person:
+                raise Refused(deidentify.IN_HEADER)
+            patient = first(row, PATIENT_COLUMNS) or (exam.patient if exam else "")
+            if not patient:
+                raise Refused("missing patient id")
             return Study.checked(
                 corpus=self.name,
                 study_id=study_id,
                 patient_id=keyed_id(self._site_key, "patient", patient),
                 institution=self.name,
-                images=_images(paths, row.get("views", "")),
-                age=_age(row.get("age", "")),
-                sex=_sex(row.get("sex", "")),
-                **_acquired(_first(row, DATE_COLUMNS)),
-                **self._texts(row),
+                images=self._images(row, exam),
+                **self._described(row, exam),
+                **self._texts(row, exam),
             )
-        except _Invalid as error:
-            return Dropped(study_id, f"invalid {error}")
+        except Refused as reason:
+            return Dropped(study_id, str(reason))
         except StudyError as error:
             return Dropped(study_id, f"invalid {error.field.partition('.')[0]}")
 
-    def _texts(self, row: Row) -> dict[str, str]:
-        """The row's texts without the row's own identifiers, which are counted."""
+    def _images(self, row: Row, exam: Exam | None) -> tuple[Image, ...]:
+        if exam is None:
+            paths = values.paths(row)
+            if not all(source.is_safe(path) for path in paths):
+                raise Refused("unsafe image path")
+            images = values.images(paths, row.get("views", ""))
+        else:
+            images = exam.images()
+        if len(images) == 1 and images[0].view == "unknown":
+            return (images[0].model_copy(update={"view": self._unknown_view}),)
+        return images
+
+    def _described(self, row: Row, exam: Exam | None) -> dict[str, Any]:
+        """Time, age and sex by the table, else by the headers."""
+        acquired = values.acquired(first(row, DATE_COLUMNS))
+        age, sex = values.age(row.get("age", "")), values.sex(row.get("sex", ""))
+        if exam:
+            if not acquired and exam.acquired:
+                acquired = dict(zip(("acquired_at", "acquired_basis"), exam.acquired, strict=True))
+            age, sex = exam.age if age is None else age, sex or exam.sex
+        if age is not None and deidentify.OLDEST < age <= 120:
+            age = deidentify.OLDEST + 1
+            self.removed["age over 89"] += 1
+        return {**acquired, "age": age, "sex": sex}
+
+    def _texts(self, row: Row, exam: Exam | None) -> dict[str, str]:
+        """The row's texts as the gate lets them pass, without the study's own identifiers."""
         texts = {column: row.get(column, "") for column in TEXT_COLUMNS}
-        if pattern := _identifiers(row):
-            for column, text in texts.items():
-                texts[column], count = pattern.subn(REMOVED, unicodedata.normalize("NFC", text))
-                self.removed += count
+        report = row.get("report", "")
+        if max(len(text) for text in (report, *texts.values())) > deidentify.MAX_TEXT:
+            raise Refused("report too long")
+        if report:
+            found = sections(report)._asdict()
+            found["indication"] = found["indication"] or found["history"]
+            texts = {column: text or found.get(column) or "" for column, text in texts.items()}
+        if exam:
+            texts["race"] = texts["race"] or exam.ethnic_group
+        texts = {column: unicodedata.normalize("NFC", text) for column, text in texts.items()}
+        own = self._own_identifiers("\n".join(texts.values()), row, exam)
+        counts: Counter[str] = Counter()
+        for column, text in texts.items():
+            if own:
+                text, counts_own = own.subn(REMOVED, text)
+                counts[OWN] += counts_own
+            texts[column], by_kind = deidentify.scrub(text)
+            counts += by_kind
+        if counts and self._gate.mode == "refuse":
+            raise Refused(deidentify.IN_REPORT)
+        self.removed += counts
         return texts
+
+    @staticmethod
+    def _own_identifiers(text: str, row: Row, exam: Exam | None) -> re.Pattern[str] | None:
+        names = [row.get("patient_name", ""), *(sorted(exam.names) if exam else ())]
+        numbers = [row.get(column, "") for column in STUDY_COLUMNS + PATIENT_COLUMNS]
+        others: list[str] = []
+        if exam:
+            numbers += sorted(exam.numbers)
+            others = sorted(exam.other_names)
+        return values.own_identifiers(text, names, numbers, others)
 
     def _rows(self) -> Iterator[tuple[int, Row | None]]:
         """(row number from 1, row) of the table; None for a row whose width differs from the header's."""
@@ -206,109 +322,21 @@ class Institution:
                 for batch in pq.ParquetFile(file).iter_batches():
                     for row in batch.to_pylist():
                         number += 1
-                        yield number, {column.strip().lower(): _text(value) for column, value in row.items()}
+                        yield (
+                            number,
+                            {name.strip().lower(): values.text(value) for name, value in row.items()},
+                        )
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError):
             raise UserError(f"{self._label}: its table is not Parquet, or damaged; export it again") from None
 
     def _check_columns(self, row: Row) -> None:
-        needed = (STUDY_COLUMNS, PATIENT_COLUMNS, ("findings", "impression"), ("images",))
+        needed = [STUDY_COLUMNS, REPORT_COLUMNS]
+        if "images" in row:
+            needed.insert(1, PATIENT_COLUMNS)
+        elif not row.keys() & {*ACCESSION_COLUMNS, "study_instance_uid"}:
+            needed.append(("images", *ACCESSION_COLUMNS, "study_instance_uid"))
         missing = [" or ".join(names) for names in needed if not row.keys() & set(names)]
         if missing:
             raise UserError(f"{self._label}: its table has no column {', no column '.join(missing)}")
-
-
-class _Invalid(Exception):
-    """A value that a field cannot take; the text is the field's name."""
-
-
-def _text(value: Any) -> str:
-    """A Parquet value as a CSV would hold it: whole floats as integers, lists parted by `;`."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, list):
-        return ";".join(_text(item) for item in value)
-    return str(value).strip()
-
-
-def _first(row: Row, columns: tuple[str, ...]) -> str:
-    return next((row[column] for column in columns if row.get(column)), "")
-
-
-def _paths(row: Row) -> list[str]:
-    """The row's image paths in one spelling (`a//./b.png` is `a/b.png`)."""
-    paths = (path.strip() for path in row.get("images", "").split(";"))
-    return [str(PurePosixPath(path)) for path in paths if path]
-
-
-def _images(paths: list[str], names: str) -> tuple[Image, ...]:
-    views = [view_of(name) for name in names.split(";")] if names else [view_of(None)] * len(paths)
-    if len(views) != len(paths):
-        raise _Invalid("views")
-    return tuple(
-        Image(view=view, projection=projection, uri=path)
-        for path, (view, projection) in zip(paths, views, strict=True)
-    )
-
-
-def _age(text: str) -> int | None:
-    """Whole years, of a number of years or a DICOM age string (`045Y`, `018M`)."""
-    if not text:
-        return None
-    match = re.fullmatch(r"([0-9]{1,3})(?:\.[0-9]+)?([YMWD]?)", text, re.IGNORECASE)
-    if match is None:
-        raise _Invalid("age")
-    return int(match[1]) // {"": 1, "Y": 1, "M": 12, "W": 52, "D": 365}[match[2].upper()]
-
-
-def _sex(text: str) -> str | None:
-    if text.lower() not in SEXES:
-        raise _Invalid("sex")
-    return SEXES[text.lower()]
-
-
-def _acquired(text: str) -> dict[str, datetime | AcquiredBasis | None]:
-    """`acquired_at` and its basis; an offset from UTC is applied and dropped, as the schema has none."""
-    if not text:
-        return {}
-    try:
-        when = datetime.fromisoformat(text)
-    except ValueError:
-        raise _Invalid("acquired_at") from None
-    if when.tzinfo is not None:
-        when = when.astimezone(UTC).replace(tzinfo=None)
-    basis: AcquiredBasis = "timestamp" if len(text) > len("2026-01-31") else "date"
-    return {"acquired_at": when, "acquired_basis": basis}
-
-
-def _identifiers(row: Row) -> re.Pattern[str] | None:
-    """What in a text names this row's patient: the name in both orders, ids, each part of the name."""
-    name = re.findall(r"[^\W\d_]+", unicodedata.normalize("NFC", row.get("patient_name", "")))
-    numbers = [
-        unicodedata.normalize("NFC", row.get(column, "")) for column in STUDY_COLUMNS + PATIENT_COLUMNS
-    ]
-    # Systems pad numbers with zeros or do not; below five digits the rest may be a measurement.
-    bare = [number.lstrip("0") for number in numbers if number.isdecimal()]
-    alone = {value: _alone(value) for value in numbers + name if len(value) >= SHORTEST_IDENTIFIER}
-    alone |= {number: _alone(number, "0*") for number in bare if len(number) >= 5}
-    # The first alternative that fits is taken, so the longer comes before what it may begin with.
-    alternatives = [rf"\b{_GAP.join(order)}\b" for order in (name, name[::-1]) if len(name) > 1]
-    alternatives += [alone[value] for value in sorted(alone, key=len, reverse=True)]
-    return re.compile("|".join(alternatives), re.IGNORECASE) if alternatives else None
-
-
-_GAP = r"[\W_]*"
-"""Between the parts of an identifier: whatever separators a report spells it with, or none."""
-
-
-def _alone(value: str, padding: str = "") -> str:
-    """A pattern for `value` where it is no part of a longer word or number (`MRN0012345` holds one)."""
-    digit, letter = "[0-9]", r"[^\W\d_]"
-    before, after = (digit if edge.isdigit() else letter for edge in (value[0], value[-1]))
-    parts = re.findall(r"[^\W\d_]+|\d+", value)
-    return f"(?<!{before}){padding}{_GAP.join(parts) or re.escape(value)}(?!{after})"

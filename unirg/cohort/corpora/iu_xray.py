@@ -117,8 +117,11 @@ class IUXray:
                     **report.sections,
                 )
 
-    def read(self, image: Image) -> np.ndarray:
-        return imaging.decode(source.read_image(self.root, image.uri))
+    def read(self, image: Image, size: int | None = None) -> np.ndarray:
+        return imaging.decode(source.read_image(self.root, image.uri), size)
+
+    def account(self) -> dict[str, int]:
+        return {}
 
     def truth(self) -> pa.Table | None:
         return None

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import csv
 import errno
+import gzip
 import hashlib
+import io
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ from unirg.errors import UserError
 
 FINGERPRINT_BYTES = 64 * 2**20
 BATCH = 256
+MAX_ROW = csv.field_size_limit()
+"""Characters of a table's row; a longer one is passed over."""
 NOT_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)
 """EINVAL is how S3's answer to a range of an empty object comes out."""
 
@@ -49,25 +54,48 @@ def _explained(label: str) -> Iterator[None]:
         raise storage.StorageError(str(error)) from None
 
 
-def listing(root: str, wanted: Callable[[str], bool], label: str | None = None) -> list[SourceFile]:
-    """The files below `root` whose relative path is wanted, sorted by path.
+def listing(
+    root: str,
+    wanted: Callable[[str], bool],
+    label: str | None = None,
+    *,
+    maxdepth: int | None = None,
+    required: bool = True,
+) -> list[SourceFile]:
+    """The files below `root` (`maxdepth` folders deep) whose relative path is wanted, sorted by path.
 
     Raises:
-        UserError: there is no such directory, or it cannot be listed.
+        UserError: there is no such directory though it is `required`, or it cannot be listed.
     """
     label = label or root
+    files = []
     with _explained(label):
         fs, base = storage.open_fs(root)
-        found = fs.find(base, detail=True)
-        if not found and not fs.isdir(base):
+        empty = True
+        for path, info in _found(fs, base, maxdepth, storage.is_local(root)):
+            empty = False
+            relative = path.removeprefix(base).lstrip("/")
+            if wanted(relative):
+                version = (
+                    info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
+                )
+                files.append(SourceFile(relative, int(info["size"]), str(version)))
+        if required and empty and not fs.isdir(base):
             raise UserError(f"{label}: no such directory; check its name or fetch the corpus")
-    files = []
-    for path, info in found.items():
-        relative = path.removeprefix(base).lstrip("/")
-        if wanted(relative):
-            version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
-            files.append(SourceFile(relative, int(info["size"]), str(version)))
     return sorted(files, key=lambda file: file.path)
+
+
+def _found(fs: Any, base: str, maxdepth: int | None, local: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path, what the store says of it) of every file below.
+
+    A local tree is walked a folder at a time, as its details in full take 1.3 kB a file; a store lists a
+    thousand objects in one request, and would need one for every folder.
+    """
+    if not local:
+        yield from fs.find(base, maxdepth=maxdepth, detail=True).items()
+        return
+    for _, _, infos in fs.walk(base, maxdepth=maxdepth, detail=True):
+        yield from ((info["name"], info) for info in infos.values())
 
 
 def read_all(root: str, files: Sequence[SourceFile], label: str | None = None) -> Iterator[bytes]:
@@ -142,24 +170,75 @@ def opened(root: str, relative: str, label: str, mode: str = "rb", **options: st
 def csv_rows(root: str, relative: str, label: str) -> Iterator[tuple[int, dict[str, str] | None]]:
     """(row number from 1, row by lower-case column name) of a UTF-8 CSV; None for a row of another width.
 
+    A name that ends in .gz is read through gzip as a stream. None also for a row that is too long.
+
     Raises:
         FileNotFoundError: there is none.
-        UserError: not UTF-8, broken quoting, or a column named twice.
+        UserError: not UTF-8, broken quoting, a damaged archive, or a column named twice.
     """
     number = 0
     try:
-        with opened(root, relative, label, "rt", encoding="utf-8-sig", newline="") as file:
+        with opened(root, relative, label) as raw:
+            plain: Any = gzip.GzipFile(fileobj=raw) if relative.endswith(".gz") else raw
+            file = io.TextIOWrapper(plain, encoding="utf-8-sig", newline="")
+            lines = _Lines(file)
             # strict: a quote that is never closed is an error, not a field that swallows the rest.
-            reader = csv.reader(file, strict=True)
-            header = [column.strip().lower() for column in next(reader, [])]
+            reader = csv.reader(lines, strict=True)
+            header = [column.strip().lower() for column in next(lines.rows(reader), None) or ()]
             if len(set(header)) != len(header):
                 raise UserError(f"{label}: two columns have the same name; rename or remove one")
-            for fields in reader:
-                if fields:
+            for fields in lines.rows(reader):
+                if fields != []:
                     number += 1
-                    fits = len(fields) == len(header)
-                    yield number, dict(zip(header, fields, strict=True)) if fits else None
+                    fits = fields is not None and len(fields) == len(header)
+                    yield number, dict(zip(header, fields or (), strict=True)) if fits else None
+    except (gzip.BadGzipFile, EOFError, zlib.error):
+        raise UserError(f"{label}: damaged or truncated behind row {number}; fetch it again") from None
     except (csv.Error, UnicodeDecodeError):
         raise UserError(
             f"{label}: row {number + 1} is not valid CSV in UTF-8; save it again as UTF-8 with quoted fields"
         ) from None
+
+
+class _TooLong(Exception):
+    """The lines of one row are longer than MAX_ROW."""
+
+
+class _Lines:
+    """A table's lines, which `csv.reader` takes as many at a time as make a row."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._size = self._quotes = 0
+
+    def rows(self, reader: Iterator[list[str]]) -> Iterator[list[str] | None]:
+        """The reader's rows, None in place of one that is too long."""
+        while True:
+            self._size = self._quotes = 0
+            try:
+                yield next(reader)
+            except StopIteration:
+                return
+            except _TooLong:
+                yield None
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        if not (line := self._next()):
+            raise StopIteration
+        if self._size <= MAX_ROW:
+            return line
+        # It ends with the first line on which every quote is closed.
+        while line and (self._quotes % 2 or not line.endswith(("\n", "\r"))):
+            line = self._next()
+        if self._quotes % 2:
+            raise csv.Error
+        raise _TooLong
+
+    def _next(self) -> str:
+        line = self._file.readline(MAX_ROW + 1)
+        self._size += len(line)
+        self._quotes += line.count('"')
+        return line

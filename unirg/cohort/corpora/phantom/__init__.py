@@ -117,7 +117,7 @@ class Phantom:
                 impression=report.impression.text if report.impression else None,
             )
 
-    def read(self, image: Image) -> np.ndarray:
+    def read(self, image: Image, size: int | None = None) -> np.ndarray:
         """Draw one image: (512, 512) uint8, bright = dense.
 
         Raises:
@@ -130,6 +130,9 @@ class Phantom:
             if int(match[2]) <= len(encounters):
                 return draw(self.seed, patient, encounters[int(match[2]) - 1])
         raise UnreadableImage("not an image of this phantom corpus")
+
+    def account(self) -> dict[str, int]:
+        return {}
 
     def truth(self) -> pa.Table:
         """What each study shows, how its report is annotated, and how it stands to the one before."""

@@ -1,0 +1,126 @@
+"""`unirg withdraw`, `unirg lineage`, `unirg gc`: a patient's right to be forgotten, from the command line."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unirg import telemetry
+from unirg.errors import UserError
+
+if TYPE_CHECKING:
+    from unirg.cohort.withdrawal import Kind
+
+app = typer.Typer()
+
+Store = Annotated[str, typer.Option(envvar="UNIRG_STORE", help="Where artifacts lie: a folder or s3://…")]
+Studies = Annotated[list[str] | None, typer.Option("--study", help="corpus/study_id; several times.")]
+Patients = Annotated[list[str] | None, typer.Option("--patient", help="corpus/patient_id; several times.")]
+StudyFile = Annotated[
+    str, typer.Option("--studies-from", help="Text with an id a line, or CSV with a column study_id.")
+]
+PatientFile = Annotated[
+    str, typer.Option("--patients-from", help="Text with an id a line, or CSV with a column patient_id.")
+]
+Institution = Annotated[
+    str,
+    typer.Option(
+        "--institution",
+        help="The ids are this institution's own accession and patient numbers, hashed with UNIRG_SITE_KEY. "
+        "A shell keeps what is typed: better name files.",
+    ),
+]
+STORE = "runs/store"
+
+
+@app.command()
+def withdraw(
+    study: Studies = None,
+    patient: Patients = None,
+    studies_from: StudyFile = "",
+    patients_from: PatientFile = "",
+    institution: Institution = "",
+    reason: Annotated[str, typer.Option(help="A code such as consent, not a text.")] = "withdrawn",
+    store: Store = STORE,
+) -> None:
+    """Keep studies and patients out of every later cohort of the store. Nothing takes this back."""
+    from unirg.cohort import withdrawal
+
+    with telemetry.span("withdraw"):
+        studies = _ids("study", study, studies_from, institution)
+        patients = _ids("patient", patient, patients_from, institution)
+        entry = withdrawal.withdraw(store, studies, patients, reason)
+    told = f"{len(set(studies))} studies and {len(set(patients))} patients are withdrawn"
+    print(
+        f"{told}; `unirg lineage` lists what saw them, `unirg gc --drop-withdrawn` removes their cohorts",
+        file=sys.stderr,
+    )
+    print(entry)
+
+
+@app.command()
+def lineage(
+    study: Studies = None,
+    patient: Patients = None,
+    studies_from: StudyFile = "",
+    patients_from: PatientFile = "",
+    institution: Institution = "",
+    store: Store = STORE,
+) -> None:
+    """Which cohorts, models, predictions and evaluations withdrawn studies reach; or those named here."""
+    from unirg.cohort.withdrawal import Withdrawn
+    from unirg.lifecycle.lineage import lineage
+
+    with telemetry.span("lineage"):
+        studies = _ids("study", study, studies_from, institution)
+        patients = _ids("patient", patient, patients_from, institution)
+        asked = Withdrawn.of(studies, patients) or Withdrawn.load(store)
+        found = lineage(store, asked)
+    if not asked:
+        print(f"nothing is withdrawn from {store}", file=sys.stderr)
+    elif not found.reached:
+        print("no artifact of the store was made with any of them", file=sys.stderr)
+    for one in found.reached:
+        how = f"learned from {len(one.learned)}" if one.learned else "learned from none"
+        print(f"{one.stage:<9} {how}, behind it {len(one.held)}  {one.uri}")
+    for unknown in found.unknown:
+        print(f"unknown: what lies behind {unknown}, which cannot be opened", file=sys.stderr)
+
+
+@app.command()
+def gc(
+    drop_withdrawn: Annotated[
+        bool, typer.Option("--drop-withdrawn", help="Also remove cohorts that hold withdrawn studies.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell what would go, and remove nothing.")
+    ] = False,
+    grace_hours: Annotated[
+        float, typer.Option(min=0, help="Younger shards stay: their cohort may be in the making.")
+    ] = 24.0,
+    store: Store = STORE,
+) -> None:
+    """Free the shards that no cohort of the store lists."""
+    from unirg.lifecycle.retention import gc
+
+    with telemetry.span("gc"):
+        freed = gc(store, grace_hours * 3600, drop_withdrawn, dry_run, tell=print)
+    told = f"{len(freed.cohorts)} cohorts, {freed.shards} shards, {freed.bytes / 1e6:.1f} MB"
+    waiting = f"; {freed.waiting} younger shards stay for now" if freed.waiting else ""
+    print(f"gc: {told} {'would be ' if dry_run else ''}freed{waiting}", file=sys.stderr)
+
+
+def _ids(kind: Kind, given: list[str] | None, file: str, institution: str) -> list[str]:
+    """Ids of one kind, from options and a file."""
+    from unirg.cohort.withdrawal import ids_from_file, own_ids
+
+    if institution and not (given or file):
+        return []
+    found = own_ids(institution, kind, given or []) if institution else list(given or [])
+    try:
+        return found + ids_from_file(file, kind, institution) if file else found
+    except UserError as error:
+        option = "--studies-from" if kind == "study" else "--patients-from"
+        raise UserError(f"{option}: {error}") from None
