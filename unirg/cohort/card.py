@@ -23,7 +23,7 @@ from PIL import Image as Pillow
 from unirg import storage
 from unirg.cohort import columns
 from unirg.cohort.card_page import Card, Film, Table, html, markdown
-from unirg.cohort.reader import Cohort, Index, Shard
+from unirg.cohort.reader import Cohort, Index, Shard, stored_row
 
 HTML, MARKDOWN = "card.html", "card.md"
 SAMPLES = 12
@@ -337,7 +337,7 @@ def _films(index: Index, store: str, images: bool) -> Iterator[Film]:
             continue
         with columns.opened(store, shard) as file:
             for row in mine:
-                study = columns.row(file, row, ["corpus", "images"])
+                study = stored_row(file, row, ["corpus", "images"])
                 source = SOURCES.get(study["corpus"], INSTITUTION)
                 for image in study["images"] or ():
                     # An institution may call itself what a public corpus is called: it keeps no URIs.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,13 +46,3 @@ def batches(store: str, shard: Shard, columns: Sequence[str]) -> Iterator[pa.Rec
     """The shard's rows in order, some columns of them."""
     with opened(store, shard) as file:
         yield from file.iter_batches(batch_size=BATCH, columns=list(columns), use_threads=False)
-
-
-def row(file: pq.ParquetFile, number: int, names: Sequence[str]) -> dict[str, Any]:
-    """One row of a shard; its row group is read."""
-    for group in range(file.metadata.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        if number < size:
-            return file.read_row_group(group, columns=list(names)).slice(number, 1).to_pylist()[0]
-        number -= size
-    raise IndexError("the shard has fewer rows than its index says")

@@ -28,15 +28,16 @@ from unirg.cohort.corpora import Corpus, UnreadableImage
 from unirg.cohort.corpora.institution import InstitutionConfig
 from unirg.cohort.imaging import ResizeMode
 from unirg.cohort.intake import Intake
-from unirg.cohort.reader import DROPPED, DUPLICATES, INDEX, TRUTH, Index, Shard
+from unirg.cohort.reader import DROPPED, DUPLICATES, INDEX, SHARDS, TRUTH, Index, Shard
 from unirg.cohort.withdrawal import Withdrawn
 from unirg.cohort.workers import NO_ITEM, Pool
 from unirg.config import Config, operational
 from unirg.errors import UserError
 from unirg.study import Study, to_table
 
-VERSION = 2
-ROW_GROUP = 16  # studies; what reading one image costs in bytes
+VERSION = 3
+ROW_GROUP = 8
+"""Studies. Fewer make reading one image cheaper and the footer, which is read first, longer."""
 UNREADABLE = "unreadable image"
 
 
@@ -178,7 +179,7 @@ def _decode(
     """Write every shard of mine that has no note yet, in worker processes; returns how many have one then."""
     sizes = intake.sizes(config.shard_studies)
     asked = [number for number in range(len(sizes)) if mine(number)]
-    there = notes.numbers()
+    there = notes.finished(store)
     todo = set(asked) - there
     done = sum(sizes[number] for number in asked if number in there)
     told = telemetry.Progress("stage", sum(sizes[number] for number in asked), "studies", done)
@@ -225,11 +226,8 @@ def _assemble(
         duplicates=dict(sorted(Counter(f"{pair.kind} {pair.split}" for pair in alike).items())),
     )
     (draft.out / INDEX).write_text(index.model_dump_json(indent=1))
-    lost = [*intake.drops(), *unreadable]
-    pq.write_table(
-        pa.table({"study_id": [i for i, _ in lost], "reason": [reason for _, reason in lost]}),
-        draft.out / DROPPED,
-    )
+    lost = [{"study_id": one, "reason": reason} for one, reason in (*intake.drops(), *unreadable)]
+    pq.write_table(pa.Table.from_pylist(lost, _LOST), draft.out / DROPPED)
     pq.write_table(pa.Table.from_pylist([vars(pair) for pair in alike], _ALIKE), draft.out / DUPLICATES)
     truth = corpus.truth()
     if truth is not None:
@@ -243,6 +241,7 @@ def _assemble(
     return counts
 
 
+_LOST = pa.schema([("study_id", pa.string()), ("reason", pa.string())])
 _ALIKE = pa.schema(
     [(name, pa.string()) for name in ("study_id", "split", "other_id", "other_split", "kind")]
     + [("distance", pa.int8())]
@@ -276,11 +275,13 @@ class Notes:
     def __init__(self, uri: str) -> None:
         self._uri = uri
 
-    def numbers(self) -> set[int]:
-        fs, path = storage.open_fs(self._uri)
-        with storage.explained(self._uri):
-            names = fs.find(path) if fs.isdir(path) else []
-        return {int(name.rpartition("-")[2].partition(".")[0]) for name in names if name.endswith(".json")}
+    def finished(self, store: str) -> set[int]:
+        """Numbers of the notes whose shard lies in the store; someone may have cleared it by hand."""
+        names = (name.rpartition("-")[2].partition(".") for name in _names(self._uri))
+        numbers = {int(number) for number, _, kind in names if kind == "json"}
+        there = _names(storage.join(store, SHARDS))
+        notes = ((number, self.get(number).shard) for number in sorted(numbers))
+        return {number for number, shard in notes if not shard.studies or shard.file in there}
 
     def put(self, number: int, written: Written) -> None:
         note = {
@@ -305,6 +306,15 @@ class Notes:
 
     def _name(self, number: int) -> str:
         return storage.join(self._uri, f"shard-{number:06d}.json")
+
+
+def _names(folder: str) -> set[str]:
+    """What lies in a folder of the store; nothing where there is none."""
+    fs, path = storage.open_fs(folder)
+    with storage.explained(folder):
+        return {
+            str(name).rpartition("/")[2] for name in (fs.ls(path, detail=False) if fs.isdir(path) else [])
+        }
 
 
 @dataclass(frozen=True)
@@ -339,8 +349,15 @@ class ShardWriter:
                 )
         begin(NO_ITEM)
         buffer = io.BytesIO()
-        # Images are compressed already; uncompressed pages let a reader map them.
-        pq.write_table(to_table(rows), buffer, row_group_size=ROW_GROUP, compression="none")
+        # Images are compressed already, and no two are equal: a reader maps plain pages.
+        pq.write_table(
+            to_table(rows),
+            buffer,
+            row_group_size=ROW_GROUP,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+        )
         data = buffer.getvalue()
         shard = Shard(
             sha256=storage.sha256(data), bytes=len(data), split=studies[0].split or "", studies=len(rows)

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 from unirg import storage
 from unirg.artifact import MANIFEST, Artifact, ArtifactError, InputRef, open_artifact
 from unirg.cohort import columns
-from unirg.cohort.reader import Cohort
+from unirg.cohort.reader import SHARDS, Cohort
 from unirg.cohort.withdrawal import FOLDER, Withdrawn
 from unirg.errors import UserError
 
 ROLLS = "dropped"
-NO_STAGES = {"shards", FOLDER, ROLLS}
+NO_STAGES = {SHARDS, FOLDER, ROLLS}
 """Folders of a store that hold no artifacts."""
 ORDER = ("cohort", "base", "sft", "grpo", "serve", "score", "evaluate", "report")
 IDS = ("corpus", "study_id", "patient_id", "split")

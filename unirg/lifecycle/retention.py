@@ -25,13 +25,12 @@ import pyarrow.compute as pc
 
 from unirg import storage
 from unirg.artifact import MANIFEST, Artifact, cache_root, work_root
-from unirg.cohort.reader import Cohort
+from unirg.cohort.reader import SHARDS, Cohort
 from unirg.cohort.withdrawal import Withdrawn
 from unirg.errors import UserError
 from unirg.lifecycle.lineage import Roll, artifacts, names, rolls
 
 GRACE_S = 24 * 3600.0
-SHARDS = "shards"
 COHORT = "cohort"
 WORK = ".work"
 """Folder of a store with the notes of unfinished cohorts."""
