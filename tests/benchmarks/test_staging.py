@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from benchmarks import staging
+from benchmarks import staging, staging_scale
 
 
 def test_the_table_has_every_kind_with_their_ratios(capsys: pytest.CaptureFixture[str]) -> None:
-    staging.main(["--scale", "0.45", "--jobs", "4", "--repeats", "1"])
+    staging.main(["--scale", "0.45", "--jobs", "4", "--repeats", "1", "--studies", "24"])
     table = capsys.readouterr().out
     for kind in staging.KINDS:
         row = (
@@ -23,3 +23,13 @@ def test_the_table_has_every_kind_with_their_ratios(capsys: pytest.CaptureFixtur
     apart = [float(mean) for mean in re.findall(r"([\d.]+) levels of 255", table)]
     assert len(apart) == len(staging.KINDS)
     assert max(apart) < 0.6
+    assert re.search(
+        r"24 studies\s+[\d.]+ ms datasets\s+[\d.]+ ms ours\s+[\d.]+ x   (met|MISSED) \(< 1.0 ms\)", table
+    )
+
+
+def test_the_scale_table_has_every_size_and_both_ratios(capsys: pytest.CaptureFixture[str]) -> None:
+    staging_scale.main(["--studies", "8", "16", "--size", "64"])
+    table = capsys.readouterr().out
+    assert re.findall(r"(\d+) studies +[\d.]+ s +[\d.]+ studies/s +\d+ MiB .* +\d+ MiB", table) == ["8", "16"]
+    assert len(re.findall(r"(?:time per study|memory): [\d.]+ x   (?:met|MISSED)", table)) == 2
