@@ -16,7 +16,8 @@ import pytest
 
 from unirg.cohort import imaging, priors
 from unirg.cohort.corpora import Dropped, UnreadableImage
-from unirg.cohort.corpora.chexpert_plus import MAX_ROW, TABLE, CheXpertPlus, exam_date
+from unirg.cohort.corpora.chexpert_plus import TABLE, CheXpertPlus, exam_date
+from unirg.cohort.corpora.source import MAX_ROW
 from unirg.errors import UserError
 from unirg.study import Image, Study
 

@@ -25,7 +25,7 @@ import csv
 import re
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -38,8 +38,6 @@ from unirg.errors import UserError
 from unirg.study import AcquiredBasis, Image, Projection, Sex, Split, Study, StudyError, View
 
 TABLE = "df_chexpert_plus_240401.csv"
-MAX_ROW = 2**20
-"""Characters. A row repeats its report three times over, and the longest real ones have some 30,000."""
 COLUMNS = (
     *("path_to_image", "path_to_dcm", "frontal_lateral", "ap_pa", "patient_report_date_order", "report"),
     *("section_clinical_history", "section_history", "section_comparison"),
@@ -191,11 +189,8 @@ class CheXpertPlus:
         """(row number from 1, the row's `COLUMNS`, or why it cannot be read)."""
         label = f"{self.root}: {TABLE}"
         try:
-            # What is not UTF-8 becomes lone surrogates, which are found row by row.
-            with source.opened(
-                self.root, TABLE, label, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=""
-            ) as file:
-                rows = _csv_rows(file, label)
+            with source.opened(self.root, TABLE, label) as file:
+                rows = source.csv_fields(file)
                 header = next(rows, [])
                 names = [name.strip().lower() for name in header] if isinstance(header, list) else []
                 if absent := [column for column in COLUMNS if names.count(column) != 1]:
@@ -213,6 +208,8 @@ class CheXpertPlus:
                         yield number, {column: fields[place] for column, place in places.items()}
         except FileNotFoundError:
             raise UserError(f"{self.root}: no {TABLE}; check data=URI or fetch the corpus") from None
+        except csv.Error:
+            raise UserError(f"{label}: a quote is never closed; fetch it again") from None
 
 
 def exam_date(report: str) -> date | None:
@@ -237,42 +234,6 @@ def exam_date(report: str) -> date | None:
         except ValueError:  # no such day
             return None
     return found.pop() if len(found) == 1 else None
-
-
-def _csv_rows(file: IO[str], label: str) -> Iterator[list[str] | str]:
-    """The rows of a CSV as lists of fields, or why one cannot be read; one bad row costs no other.
-
-    A row ends with the first line on which every quote is closed; no more than MAX_ROW of it is held.
-    """
-    lines: list[str] = []
-    size = quotes = 0
-    while line := file.readline(MAX_ROW):
-        size += len(line)
-        quotes += line.count('"')
-        if size <= MAX_ROW:
-            lines.append(line)
-        if quotes % 2 or (len(line) == MAX_ROW and not line.endswith(("\n", "\r"))):
-            continue
-        if size > MAX_ROW:
-            yield "row too long"
-        elif size > len(line) or line.strip():
-            yield _fields("".join(lines))
-        lines, size, quotes = [], 0, 0
-    if quotes % 2:
-        raise UserError(f"{label}: a quote is never closed; fetch it again")
-    if size:
-        yield "row too long"
-
-
-def _fields(text: str) -> list[str] | str:
-    try:
-        text.encode()
-        return next(csv.reader([text], strict=True))
-    except UnicodeEncodeError:
-        return "not UTF-8"
-    except csv.Error:
-        # A field has a limit too, csv's own.
-        return "row too long" if len(text) > csv.field_size_limit() else "broken CSV"
 
 
 def _key(path: str) -> str | None:

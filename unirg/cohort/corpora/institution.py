@@ -37,7 +37,7 @@ import pyarrow.parquet as pq
 
 from unirg import storage
 from unirg.cohort import deidentify, imaging
-from unirg.cohort.corpora import Dropped, UnreadableImage, source
+from unirg.cohort.corpora import Dropped, source
 from unirg.cohort.corpora import institution_dicom as dicom
 from unirg.cohort.corpora import institution_values as values
 from unirg.cohort.corpora.institution_dicom import Archive, Exam
@@ -160,7 +160,6 @@ class Institution:
             return path in named or (joined and dicom.is_candidate(path))
 
         files = source.listing(self._folder, is_wanted, self._label)
-        files = [file for file in files if not joined or dicom.is_plain(self._folder, file.path)]
         digest = source.fingerprint(self._folder, files, self._label)
         return hmac.new(self._site_key, f"{self.name}\0{digest}".encode(), "sha256").hexdigest()
 
@@ -198,8 +197,6 @@ class Institution:
                 yield Dropped(keyed_id(self._site_key, "study", exam.accession or exam.uid), "no report")
 
     def read(self, image: Image, size: int | None = None) -> np.ndarray:
-        if image.uri is not None and not dicom.is_below(self._folder, image.uri):
-            raise UnreadableImage("not a path below the corpus")
         return imaging.decode(source.read_image(self._folder, image.uri, self._label), size)
 
     def account(self) -> dict[str, int]:

@@ -7,16 +7,13 @@ a study needs is kept (about 2 kB).
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unirg import storage
 from unirg.cohort import deidentify
 from unirg.cohort.corpora import institution_headers as headers
 from unirg.cohort.corpora import institution_values as values
@@ -156,17 +153,6 @@ def is_candidate(path: str) -> bool:
     return not name.startswith(".") and (not dot or bool(stem and EXTENSIONS.fullmatch(extension)))
 
 
-def is_below(root: str, relative: str) -> bool:
-    """Whether a file's own place, behind any symbolic link, is below the root."""
-    if not storage.is_local(root):
-        return True
-    base = storage.local_path(root).resolve()
-    try:
-        return (base / relative).resolve().is_relative_to(base)
-    except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL
-        return False
-
-
 def scan(root: str, gate: Gate, label: str) -> Archive:
     """Read every header below the root once.
 
@@ -178,7 +164,7 @@ def scan(root: str, gate: Gate, label: str) -> Archive:
     except ImportError:
         raise UserError("DICOM images need pydicom: pip install 'unirg[dicom]'") from None
     archive = Archive()
-    files = [file for file in source.listing(root, is_candidate, label) if is_plain(root, file.path)]
+    files = source.listing(root, is_candidate, label)
     with headers.quiet():
         for file, head in zip(files, _heads(root, files, HEAD, label), strict=True):
             _enter(archive, file.path, _parsed(root, file, head, label), gate)
@@ -186,13 +172,6 @@ def scan(root: str, gate: Gate, label: str) -> Archive:
         if exam.accession:
             archive.by_accession.setdefault(exam.accession, []).append(exam)
     return archive
-
-
-def is_plain(root: str, path: str) -> bool:
-    """No pipe or device, which would block, and no link out of the root."""
-    return not storage.is_local(root) or (
-        os.path.isfile(Path(storage.local_path(root), path)) and is_below(root, path)
-    )
 
 
 def _heads(root: str, files: Sequence[SourceFile], size: int, label: str) -> Iterator[bytes]:

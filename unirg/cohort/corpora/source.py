@@ -25,8 +25,9 @@ from unirg.errors import UserError
 
 FINGERPRINT_BYTES = 64 * 2**20
 BATCH = 256
-MAX_ROW = csv.field_size_limit()
+MAX_ROW = 2**20
 """Characters of a table's row; a longer one is passed over."""
+TOO_LONG, BROKEN, NOT_UTF8 = "row too long", "broken CSV", "not UTF-8"
 NOT_A_FILE = (errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)
 """EINVAL is how S3's answer to a range of an empty object comes out."""
 
@@ -64,24 +65,33 @@ def listing(
 ) -> list[SourceFile]:
     """The files below `root` (`maxdepth` folders deep) whose relative path is wanted, sorted by path.
 
+    A link that leads out of the root is none, and a pipe or device, which would block, is none.
+
     Raises:
-        UserError: there is no such directory though it is `required`, or it cannot be listed.
+        UserError: there is no such directory though it is `required`, it cannot be listed, or all that is
+            wanted are links that lead out of it.
     """
     label = label or root
     files = []
     with _explained(label):
         fs, base = storage.open_fs(root)
-        empty = True
+        empty, astray = True, False
         for path, info in _found(fs, base, maxdepth, storage.is_local(root)):
             empty = False
             relative = path.removeprefix(base).lstrip("/")
-            if wanted(relative):
+            if not wanted(relative):
+                continue
+            if info["type"] != "file" and not is_plain(root, relative):
+                astray = True
+            else:
                 version = (
                     info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
                 )
                 files.append(SourceFile(relative, int(info["size"]), str(version)))
         if required and empty and not fs.isdir(base):
             raise UserError(f"{label}: no such directory; check its name or fetch the corpus")
+        if astray and not files:
+            raise UserError(f"{label}: what it has are links that lead out of it; name where they lead")
     return sorted(files, key=lambda file: file.path)
 
 
@@ -128,15 +138,30 @@ def is_safe(relative: str) -> bool:
     return bool(parts) and parts[0] != "/" and ".." not in parts and not set(relative) & set(":\\\0")
 
 
+def is_plain(root: str, relative: str) -> bool:
+    """Whether a file is one, and lies, behind any symbolic link, below the root."""
+    if not storage.is_local(root):
+        return True
+    base = storage.local_path(root).resolve()
+    try:
+        found = (base / relative).resolve()
+        return found.is_relative_to(base) and found.is_file()
+    except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL
+        return False
+
+
 def read_image(root: str, relative: str | None, label: str | None = None) -> bytes:
     """One image file, whole.
 
     Raises:
-        UnreadableImage: it is missing, larger than the decoder accepts, or not below the root.
+        UnreadableImage: it is missing (as is what a link names outside the root), larger than the decoder
+            accepts, or not below the root.
         UserError: the storage failed, which says nothing about the image.
     """
     if relative is None or not is_safe(relative):
         raise UnreadableImage("not a path below the corpus")
+    if not is_plain(root, relative):
+        raise UnreadableImage("missing")
     try:
         with _explained(label or root):
             fs, base = storage.open_fs(root)
@@ -158,9 +183,11 @@ def opened(root: str, relative: str, label: str, mode: str = "rb", **options: st
     """One file, to be read in pieces.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none, or a link that leads out of the root.
         UserError: the storage failed.
     """
+    if not is_plain(root, relative):
+        raise FileNotFoundError(errno.ENOENT, "no such file")
     with _explained(label):
         fs, base = storage.open_fs(root)
         with fs.open(f"{base}/{relative}", mode, **options) as file:
@@ -179,25 +206,59 @@ def csv_rows(root: str, relative: str, label: str) -> Iterator[tuple[int, dict[s
     number = 0
     try:
         with opened(root, relative, label) as raw:
-            plain: Any = gzip.GzipFile(fileobj=raw) if relative.endswith(".gz") else raw
-            file = io.TextIOWrapper(plain, encoding="utf-8-sig", newline="")
-            lines = _Lines(file)
-            # strict: a quote that is never closed is an error, not a field that swallows the rest.
-            reader = csv.reader(lines, strict=True)
-            header = [column.strip().lower() for column in next(lines.rows(reader), None) or ()]
-            if len(set(header)) != len(header):
-                raise UserError(f"{label}: two columns have the same name; rename or remove one")
-            for fields in lines.rows(reader):
-                if fields != []:
-                    number += 1
-                    fits = fields is not None and len(fields) == len(header)
-                    yield number, dict(zip(header, fields or (), strict=True)) if fits else None
+            rows = csv_fields(gzip.GzipFile(fileobj=raw) if relative.endswith(".gz") else raw)
+            header: list[str] | None = None
+            for fields in rows:
+                if fields in (BROKEN, NOT_UTF8):
+                    raise csv.Error
+                row = None if isinstance(fields, str) else fields
+                if header is None:
+                    header = [column.strip().lower() for column in row or ()]
+                    if len(set(header)) != len(header):
+                        raise UserError(f"{label}: two columns have the same name; rename or remove one")
+                    continue
+                number += 1
+                fits = row is not None and len(row) == len(header)
+                yield number, dict(zip(header, row or (), strict=True)) if fits else None
     except (gzip.BadGzipFile, EOFError, zlib.error):
         raise UserError(f"{label}: damaged or truncated behind row {number}; fetch it again") from None
-    except (csv.Error, UnicodeDecodeError):
+    except csv.Error:
         raise UserError(
             f"{label}: row {number + 1} is not valid CSV in UTF-8; save it again as UTF-8 with quoted fields"
         ) from None
+
+
+def csv_fields(file: Any) -> Iterator[list[str] | str]:
+    """The fields of each row of a CSV, or why it cannot be read; one bad row costs no other.
+
+    Args:
+        file: binary, open for reading.
+
+    Raises:
+        csv.Error: a quote is never closed, so what lies behind it belongs to no row.
+    """
+    # What is not UTF-8 becomes lone surrogates, which are found row by row.
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        lines = _Lines(text)
+        # strict: a quote that is never closed is an error, not a field that swallows the rest.
+        reader = csv.reader(lines, strict=True)
+        while True:
+            lines.begin()
+            try:
+                fields = next(reader)
+                "".join(fields).encode()
+            except StopIteration:
+                return
+            except _TooLong:
+                yield TOO_LONG
+            except UnicodeEncodeError:
+                yield NOT_UTF8
+            except csv.Error:
+                lines.skip()
+                yield TOO_LONG if lines.size > csv.field_size_limit() else BROKEN
+            else:
+                if fields:  # a blank line is no row
+                    yield fields
 
 
 class _TooLong(Exception):
@@ -209,18 +270,20 @@ class _Lines:
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file
-        self._size = self._quotes = 0
+        self.begin()
 
-    def rows(self, reader: Iterator[list[str]]) -> Iterator[list[str] | None]:
-        """The reader's rows, None in place of one that is too long."""
-        while True:
-            self._size = self._quotes = 0
-            try:
-                yield next(reader)
-            except StopIteration:
+    def begin(self) -> None:
+        """The next line begins a row."""
+        self.size = self._quotes = 0
+        self._last = "\n"
+
+    def skip(self) -> None:
+        """Go to the row's end: the first line on which every quote is closed."""
+        while self._quotes % 2 or not self._last.endswith(("\n", "\r")):
+            if not self._next():
+                if self._quotes % 2:
+                    raise csv.Error
                 return
-            except _TooLong:
-                yield None
 
     def __iter__(self) -> _Lines:
         return self
@@ -228,17 +291,14 @@ class _Lines:
     def __next__(self) -> str:
         if not (line := self._next()):
             raise StopIteration
-        if self._size <= MAX_ROW:
+        if self.size <= MAX_ROW:
             return line
-        # It ends with the first line on which every quote is closed.
-        while line and (self._quotes % 2 or not line.endswith(("\n", "\r"))):
-            line = self._next()
-        if self._quotes % 2:
-            raise csv.Error
+        self.skip()
         raise _TooLong
 
     def _next(self) -> str:
         line = self._file.readline(MAX_ROW + 1)
-        self._size += len(line)
+        self.size += len(line)
         self._quotes += line.count('"')
+        self._last = line or self._last
         return line
