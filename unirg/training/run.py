@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from unirg import checkpoint, telemetry
 from unirg.artifact import Artifact, Draft
@@ -26,7 +26,21 @@ if TYPE_CHECKING:
 MARKER = "complete"
 STATE = "trainer_state.json"
 """transformers' name for the step and the history in a checkpoint."""
-KEPT = 2  # checkpoints; the second is there for a crash while the newest is being written
+
+
+class LoRA(Config):
+    """Low-rank adapters (arXiv 2106.09685) in place of full fine-tuning; the export is merged."""
+
+    rank: int = Field(default=16, ge=1)
+    """Rank of the update of one matrix."""
+    alpha: float = Field(default=32.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of what enters an adapter."""
+    targets: tuple[str, ...] = Field(
+        default=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), min_length=1
+    )
+    """Ends of the names of the adapted matrices; the default is every one of the language model."""
 
 
 class TrainConfig(Config):
@@ -60,12 +74,38 @@ class TrainConfig(Config):
     """CPU threads of a process: part of the identity, as it changes the order of floating-point sums."""
     seed: int = 0
     """Of data order, dropout and sampling."""
+    processes: int = Field(default=1, ge=1)
+    """Processes that train together; a micro-batch is of one of them."""
+    zero: Literal[0, 2, 3] = 0
+    """DeepSpeed's ZeRO stage: 2 splits optimiser state and gradients over the processes, 3 the weights too;
+    0 = plain data parallelism."""
+    offload: bool = False
+    """Keep the optimiser's state in the host's memory (ZeRO)."""
+    lora: LoRA | None = None
+    """Train low-rank adapters; none = every weight."""
+    validate_steps: int = Field(default=0, ge=0)
+    """Optimiser steps between validations; 0 = none."""
+    validation_studies: int = Field(default=1024, ge=1)
+    """Studies of the validation split in one validation (the paper: 1,024)."""
     save_steps: int = operational(50, ge=1)
     """Optimiser steps between checkpoints: what a crash can cost."""
+    kept: int = operational(2, ge=1)
+    """Newest checkpoints kept, beside the best by the validation's RadCliQ-v1; the second is there for a
+    crash while the newest is being written."""
+
+    @model_validator(mode="after")
+    def _offload_of_what_zero_splits(self) -> TrainConfig:
+        if self.offload and not self.zero:
+            raise ValueError("offload needs ZeRO: set zero to 2 or 3")
+        return self
 
 
 def prepare(config: TrainConfig) -> None:
     """Set the process up before torch does any work."""
+    if config.processes > 1 or config.zero or config.lora:
+        raise UserError(
+            "processes > 1, zero and lora cannot be trained with yet: leave them at their defaults"
+        )
     checkpoint.quiet()
     import torch
     from transformers import set_seed
@@ -100,7 +140,7 @@ def arguments(config: TrainConfig, draft: Draft) -> dict[str, Any]:
         "seed": config.seed,
         "save_strategy": "steps",
         "save_steps": config.save_steps,
-        "save_total_limit": KEPT,
+        "save_total_limit": config.kept,
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": [],
