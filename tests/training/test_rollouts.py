@@ -1,0 +1,180 @@
+"""What is computed once per group changes no rollout, no loss and no gradient; the steps are logged."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image as Picture
+from trl import GRPOConfig as Arguments
+from trl import GRPOTrainer
+
+from tests.toy import WORDS
+from unirg import checkpoint
+from unirg.metrics.engine import Engine
+from unirg.training.grpo import GRPOConfig, arguments
+from unirg.training.policy import ToyConfig, toy_policy
+from unirg.training.rewards import Rewards
+from unirg.training.rollouts import SharedGRPOTrainer, Share
+
+SCORES = {"bleu2": 0.5, "rouge_l": 0.5}
+GROUP = 4
+
+
+def chat(images: int, words: str) -> list[dict[str, Any]]:
+    places: list[dict[str, str]] = [{"type": "image"} for _ in range(images)]
+    return [{"role": "user", "content": [*places, {"type": "text", "text": words}]}]
+
+
+def studies(seed: int = 0) -> list[dict[str, Any]]:
+    """Four studies whose prompts differ in length and in how many images they show."""
+    chance = random.Random(seed)
+    numbers = np.random.default_rng(seed)
+
+    def picture() -> Any:
+        return Picture.fromarray(numbers.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+
+    found = []
+    for number, (images, words) in enumerate([(1, 6), (2, 14), (2, 9), (1, 20)]):
+        item = {
+            "prompt": chat(images, " ".join(chance.choices(WORDS, k=words))),
+            "images": [picture() for _ in range(images)],
+            "reference": " ".join(chance.choices(WORDS, k=10)),
+            "study_id": f"s{number}",
+        }
+        found.append(item)
+    return found
+
+
+def dataset() -> Dataset:
+    """Rows of numbers that become studies on access, as `Examples` does it."""
+    items = studies()
+
+    def read(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        return {name: [items[number][name] for number in batch["number"]] for name in items[0]}
+
+    rows = Dataset.from_dict({"number": list(range(len(items)))})
+    rows.set_format("custom", transform=read, new_fingerprint="studies")
+    return rows
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest Qwen3-VL, with weights that make its text depend on what it is shown."""
+    texts = [" ".join(random.Random(n).choices(WORDS, k=40)) for n in range(50)]
+    small = ToyConfig(image_size=64, vocabulary=300, initializer_range=0.2)
+    folder = tmp_path_factory.mktemp("policy")
+    checkpoint.save(*toy_policy(small, texts, seed=0), folder)
+    return folder
+
+
+Made = Callable[..., Any]
+
+
+@pytest.fixture
+def made(policy: Path, tmp_path: Path) -> Made:
+    """A trainer over the same policy: stock TRL's where `share` is None."""
+
+    def build(share: Share | None, micro_batch: int = 8, **options: Any) -> Any:
+        rollout_batch = options.pop("rollout_batch", None)
+        settings = GRPOConfig(
+            batch_size=16,
+            group_size=GROUP,
+            micro_batch=micro_batch,
+            rewards=SCORES,
+            max_completion_tokens=12,
+            **options,
+        )
+        common = {
+            "output_dir": str(tmp_path / "checkpoints"),
+            "per_device_train_batch_size": micro_batch,
+            "use_cpu": True,
+            "report_to": [],
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "remove_unused_columns": False,
+            "dataloader_pin_memory": False,
+            "learning_rate": 1e-3,
+            "disable_tqdm": True,
+            "logging_steps": 1,
+            "max_steps": 1,
+        }
+        args: Arguments = arguments(settings, common)
+        model, processor = checkpoint.load_model(policy).train(), checkpoint.load_processor(policy)
+        rewards = Rewards(SCORES, Engine(list(SCORES)))
+        shared: dict[str, Any] = {"model": model, "args": args, "train_dataset": dataset()}
+        if share is None:
+            return GRPOTrainer(**shared, processing_class=processor, reward_funcs=rewards.functions)
+        return SharedGRPOTrainer(
+            **shared, processing_class=processor, rewards=rewards, share=share, rollout_batch=rollout_batch
+        )
+
+    return build
+
+
+def batch() -> list[dict[str, Any]]:
+    return [item for item in studies() for _ in range(GROUP)]
+
+
+def written(eos: int, seed: int = 0) -> list[list[int]]:
+    """Rollouts of many lengths, one of them cut before its end."""
+    chance = random.Random(seed)
+    made = [[chance.randrange(20, 250) for _ in range(chance.randrange(2, 11))] + [eos] for _ in range(16)]
+    return [*made[:-1], [chance.randrange(20, 250) for _ in range(12)]]
+
+
+def learned(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of one optimiser step on the fixed rollouts."""
+    fixed = written(trainer.eos_token_ids[0])
+    monkeypatch.setattr(type(trainer), "_generate_single_turn", lambda *_, **__: (copy.deepcopy(fixed), None))
+    # The policy's text is noise, whose scores are all alike.
+    rewards = torch.rand(16, len(SCORES), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(type(trainer), "_calculate_rewards", lambda *_: rewards)
+    trainer.current_gradient_accumulation_steps = trainer.args.gradient_accumulation_steps
+    loss = 0.0
+    for step in range(trainer.args.gradient_accumulation_steps):
+        trainer._step = step
+        part = trainer._compute_loss(trainer.model, trainer._prepare_inputs(batch()))
+        part.backward()
+        loss += part.item()
+    return loss, {name: weight.grad for name, weight in trainer.model.named_parameters()}
+
+
+def assert_same(one: tuple[float, dict[str, Any]], other: tuple[float, dict[str, Any]]) -> None:
+    assert one[0] == pytest.approx(other[0], rel=1e-4, abs=1e-6)
+    for name, gradient in one[1].items():
+        torch.testing.assert_close(gradient, other[1][name], rtol=1e-3, atol=2e-6, msg=name)
+
+
+@pytest.mark.parametrize("share", ["images", "prompt"])
+@pytest.mark.parametrize(
+    ("micro_batch", "kl", "checkpointing"),
+    [(16, 0.0, False), (8, 0.03, False), (2, 0.0, False), (8, 0.0, True)],
+)
+def test_losses_and_gradients_are_those_of_stock_trl(
+    share: Share,
+    micro_batch: int,
+    kl: float,
+    checkpointing: bool,
+    made: Made,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    results = []
+    for one in (None, share):
+        trainer = made(one, micro_batch, kl=kl)
+        with torch.no_grad():  # away from the reference policy, so that the KL term has a gradient
+            trainer.model.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.1)
+        if checkpointing:
+            trainer.model.gradient_checkpointing_enable({"use_reentrant": False})
+        with monkeypatch.context() as patch:
+            results.append(learned(trainer, patch))
+    norm = torch.stack([gradient.norm() for gradient in results[0][1].values()]).norm()
+    assert norm > 0.01
+    assert_same(*results)
