@@ -169,7 +169,7 @@ def safe_error(error: Exception) -> Exception:
 
 def _disk_is_full(error: BaseException | None) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         if any(words in str(error) for words in DISK_FULL):
             return True

@@ -15,6 +15,7 @@ import pytest
 from unirg.artifact import Artifact
 from unirg.cohort.stage import StageConfig, stage
 from unirg.training import policy, run, train
+from unirg.training.checkpoints import MARKER
 
 COMMON = ["micro_batch=4", "batch_size=4", "save_steps=1", "learning_rate=1e-3"]
 SETTINGS = {
@@ -58,7 +59,7 @@ def kill_midway(algorithm: str, world: tuple[Artifact, Artifact], store: Path) -
     cohort, base = world
     options = ["--cohort", cohort.uri, "--parent", base.uri, "--store", str(store)]
     command = [sys.executable, "-m", "unirg.cli", "train", algorithm, *options, "--", *SETTINGS[algorithm]]
-    marker = f".work/{algorithm}-*/scratch/checkpoints/checkpoint-{KILLED_AFTER[algorithm]}/{run.MARKER}"
+    marker = f".work/{algorithm}-*/scratch/checkpoints/checkpoint-{KILLED_AFTER[algorithm]}/{MARKER}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
