@@ -131,11 +131,11 @@ class Cohort:
     def _footer(self, shard: Shard) -> pq.FileMetaData:
         return pq.read_metadata(self.shard_path(shard), memory_map=True)
 
-    def prior(self, study: Study) -> Study | None:
-        """The patient's previous study with its images, where the cohort has it."""
+    def prior(self, study: Study, images: bool = True) -> Study | None:
+        """The patient's previous study, where the cohort has it; with its images' bytes unless told not to."""
         if study.prior_study_id is None or study.prior_study_id not in self._rows:
             return None
-        return self.with_images(study.prior_study_id)
+        return self.with_images(study.prior_study_id) if images else self[study.prior_study_id]
 
     def truth(self) -> pa.Table | None:
         """Ground truth by study_id, for corpora that have it (phantoms)."""
