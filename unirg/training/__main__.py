@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m unirg.training", description=__doc__.splitlines()[0])
     parser.add_argument("algorithm", help="sft or grpo")
-    parser.add_argument("--config", help="the resolved configuration, YAML; none = the defaults")
+    parser.add_argument("--config", help="a recipe or YAML file; none = the defaults")
+    parser.add_argument("--set", action="append", default=[], help="key=value over the configuration")
     parser.add_argument("--cohort", required=True, help="URI of the cohort")
     parser.add_argument("--parent", required=True, help="URI of the checkpoint to start from")
     parser.add_argument("--weights", default="", help="URI of the scorers' weights")
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     where = (given.cohort, given.parent, given.store, given.judge_url, given.weights)
     try:
-        made = train(given.algorithm, given.config, (), *where)
+        made = train(given.algorithm, given.config, given.set, *where)
     except KeyboardInterrupt:
         return 130
     except Exception as error:

@@ -17,6 +17,7 @@ from unirg.cohort.reader import Cohort
 from unirg.config import operational
 from unirg.errors import UserError
 from unirg.metrics import catalog
+from unirg.metrics.chexprompt import Judge
 from unirg.metrics.encoder import Compute, Precision
 from unirg.metrics.engine import Engine
 from unirg.metrics.judge_settings import JudgeSettings
@@ -107,6 +108,23 @@ class GRPOConfig(run.TrainConfig, JudgeSettings):
         return self.updates * self.passes
 
 
+def inputs(
+    config: GRPOConfig, cohort: Artifact, parent: Artifact, weights: Artifact | None
+) -> dict[str, Artifact | str]:
+    """What makes the artifact's identity beside the configuration."""
+    found: dict[str, Artifact | str] = {"cohort": cohort, "parent": parent, "prompts": prompts.VERSION}
+    found["metrics"] = catalog.version(config.rewards)
+    if judge := _judge(config):
+        found["judge"] = judge.identity
+    if weights:
+        found["weights"] = weights
+    return found
+
+
+def _judge(config: GRPOConfig) -> Judge | None:
+    return config.judge() if any(name.startswith("errors") for name in config.rewards) else None
+
+
 @telemetry.verb("train.grpo")
 def grpo(
     config: GRPOConfig, cohort: Artifact, parent: Artifact, store: str, weights: Artifact | None = None
@@ -123,14 +141,7 @@ def grpo(
         UserError: no training study, no judge or no weights where they are needed, a reward that is missing
             or not finite, vLLM asked for and absent, an alarm that is set to stop.
     """
-    inputs: dict[str, Artifact | str] = {"cohort": cohort, "parent": parent, "prompts": prompts.VERSION}
-    inputs["metrics"] = catalog.version(config.rewards)
-    judge = config.judge() if any(name.startswith("errors") for name in config.rewards) else None
-    if judge:
-        inputs["judge"] = judge.identity
-    if weights:
-        inputs["weights"] = weights
-    with run.draft(store, "grpo", VERSION, config, inputs) as draft:
+    with run.draft(store, "grpo", VERSION, config, inputs(config, cohort, parent, weights)) as draft:
         if draft.committed:
             return draft.committed
         _check_needs(config, weights)
@@ -141,7 +152,7 @@ def grpo(
             list(config.rewards),
             weights=weights.uri if weights else "",
             compute=Compute(config.reward_precision, device="cuda" if run.has_gpu() else "cpu"),
-            judge=judge,
+            judge=_judge(config),
         )
         opened = Cohort.open(cohort)
         studies = training_studies(opened)
@@ -162,6 +173,7 @@ def grpo(
             args=arguments(config, run.arguments(config, draft)),
             train_dataset=examples.dataset(),
             processing_class=processor,
+            peft_config=run.adapters(config),
             callbacks=[watch.callback(config.alarms)],
         )
         steps = run.train(trainer, draft, f"grpo (kl {config.kl:g})")

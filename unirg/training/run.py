@@ -23,6 +23,7 @@ from unirg.config import Config, operational
 from unirg.errors import UserError
 from unirg.training import distributed
 from unirg.training.checkpoints import Checkpoints, Whole
+from unirg.training.trainjob import TrainJobConfig
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -93,6 +94,10 @@ class TrainConfig(Config):
     """Optimiser steps between validations; 0 = none."""
     validation_studies: int = Field(default=1024, ge=1)
     """Studies of the validation split in one validation (the paper: 1,024)."""
+    launch: Literal["local", "trainjob"] = operational("local")
+    """Who starts the processes where torchrun has not: this machine, or a cluster as a TrainJob."""
+    trainjob: TrainJobConfig | None = operational(None)
+    """Where and with what the TrainJob runs."""
     save_steps: int = operational(50, ge=1)
     """Optimiser steps between checkpoints: what a crash can cost."""
     export: Literal["last", "best"] = "last"
@@ -107,6 +112,8 @@ class TrainConfig(Config):
             raise ValueError("offload needs ZeRO: set zero to 2 or 3")
         if self.export == "best" and not self.validate_steps:
             raise ValueError("export = best needs validations: set validate_steps")
+        if self.launch == "trainjob" and not self.trainjob:
+            raise ValueError("launch = trainjob needs its settings: set trainjob.image")
         return self
 
 
