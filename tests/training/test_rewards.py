@@ -107,8 +107,8 @@ def test_what_is_no_number_stops_naming_the_score_and_the_study_and_no_text(row:
     engine: Any = Says(fine, row, fine)
     (reward,) = Rewards({"errors": 0.5}, engine, attempts=1).functions
     told = f"reward errors of study s1 is {found}: training stops .*run again"
+    texts = [f"{CANARY} {number}" for number in range(3)]
     with pytest.raises(UserError, match=told) as stopped:
-        texts = [f"{CANARY} {number}" for number in range(3)]
         reward(completions(*texts), reference=[CANARY] * 3, study_id=["s0", "s1", "s2"])
     assert CANARY not in everything_shown(stopped.value)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from datasets import Dataset
 from PIL import Image as Picture
 from trl import GRPOConfig as Arguments
 from trl import GRPOTrainer
+from trl.data_utils import prepare_multimodal_messages
 
 from tests.toy import WORDS
 from unirg import checkpoint
@@ -22,7 +24,7 @@ from unirg.metrics.engine import Engine
 from unirg.training.grpo import GRPOConfig, arguments
 from unirg.training.policy import ToyConfig, toy_policy
 from unirg.training.rewards import Rewards
-from unirg.training.rollouts import SharedGRPOTrainer, Share
+from unirg.training.rollouts import Share, SharedGRPOTrainer
 
 SCORES = {"bleu2": 0.5, "rouge_l": 0.5}
 GROUP = 4
@@ -156,7 +158,7 @@ def assert_same(one: tuple[float, dict[str, Any]], other: tuple[float, dict[str,
 @pytest.mark.parametrize("share", ["images", "prompt"])
 @pytest.mark.parametrize(
     ("micro_batch", "kl", "checkpointing"),
-    [(16, 0.0, False), (8, 0.03, False), (2, 0.0, False), (8, 0.0, True)],
+    [(8, 0.03, False), (2, 0.0, True)],  # two groups together, half a group
 )
 def test_losses_and_gradients_are_those_of_stock_trl(
     share: Share,
@@ -178,3 +180,103 @@ def test_losses_and_gradients_are_those_of_stock_trl(
     norm = torch.stack([gradient.norm() for gradient in results[0][1].values()]).norm()
     assert norm > 0.01
     assert_same(*results)
+
+
+def test_rollouts_of_a_shared_prompt_are_those_of_stock_trl(made: Made) -> None:
+    """Greedy, over prompts padded to one length; the prompt is read once, all rollouts at once or not."""
+    found = []
+    for share, rollout_batch in [(None, None), ("prompt", None), ("images", 6)]:
+        trainer = made(share, rollout_batch=rollout_batch) if share else made(None)
+        trainer.generation_config.do_sample = False
+        trainer._inputs = batch()
+        prompts = [item["prompt"] for item in batch()]
+        if share is None:
+            places = [list(item["images"]) for item in batch()]
+            prompts = [prepare_multimodal_messages(p, images=i) for p, i in zip(prompts, places, strict=True)]
+        found.append(trainer._generate_single_turn(*trainer._tokenize_prompts(prompts), GROUP)[0])
+    assert len({tuple(ids) for ids in found[0]}) == 4  # each prompt has its own text
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+    assert len(trainer._rewards._begun) == 3  # of 16 rollouts: each six are scored while the next are written
+
+
+def test_an_image_is_prepared_and_encoded_once_per_group(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = made("prompt", micro_batch=8)
+    trainer.current_gradient_accumulation_steps = 2
+    prepared, encoded = [], []
+    images = trainer.processing_class.image_processor
+    stock = type(images)._preprocess
+    monkeypatch.setattr(
+        type(images), "_preprocess", lambda *a, **k: (prepared.extend(a[1]), stock(*a, **k))[1]
+    )
+    trainer.model.model.visual.register_forward_hook(
+        lambda _, given, options, __: encoded.append(len(options["grid_thw"])), with_kwargs=True
+    )
+    for step in range(2):
+        trainer._step = step
+        trainer._compute_loss(trainer.model, trainer._prepare_inputs(batch()))
+    total = sum(len(item["images"]) for item in studies())
+    assert len(prepared) == total
+    assert encoded == [total, 3, 3]  # for the rollouts, and for the loss of each micro-batch of two groups
+
+
+def test_a_step_logs_what_the_report_reads(made: Made) -> None:
+    trainer = made("prompt")
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    wanted = {
+        *(f"rewards/{name}/{what}" for name in SCORES for what in ("mean", "std")),
+        *("loss", "grad_norm", "learning_rate", "epoch", "step", "tokens"),
+        *("reward", "reward_std", "advantage_std", "zero_spread_share", "clip/low", "clip/high", "entropy"),
+        *("length/mean", "truncated_share", "duplicate_share"),
+        *("seconds/generation", "seconds/rewards", "seconds/training"),
+    }
+    assert set(entry) == wanted
+    assert entry["clip/low"] == entry["clip/high"] == 0  # the policy that wrote them is the one that learns
+    assert entry["entropy"] > 0
+    assert 2 <= entry["length/mean"] <= 12
+    assert min(entry[f"seconds/{part}"] for part in ("generation", "rewards", "training")) > 0
+
+
+def test_duplicates_are_counted_within_their_group(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = made("prompt")
+    alike = [[30, 31], [30, 31], [32], [33]]  # one of four repeats another of its group, in each group
+    monkeypatch.setattr(trainer, "_generate_single_turn", lambda *_: (alike * 4, None))
+    trainer._prepare_inputs(batch())
+    assert trainer._metrics["train"]["duplicate_share"] == [0.25]
+
+
+def test_stock_trl_is_one_switch_away_and_logs_the_same_names(made: Made) -> None:
+    logs = []
+    for share in ("nothing", "prompt"):
+        trainer = made(share)
+        trainer.train()
+        logs.append(trainer.state.log_history[0])
+    assert logs[0].keys() == logs[1].keys()
+
+
+def test_kl_is_the_k3_estimate_to_the_policy_that_the_step_starts_from(made: Made, policy: Path) -> None:
+    trainer = made("prompt", kl=0.5)
+    first = checkpoint.load_model(policy).state_dict()
+    reference = trainer.ref_model.state_dict()
+    assert all(torch.equal(first[name], reference[name]) for name in first)
+    part = trainer._prepare_inputs(batch())
+    part["ref_per_token_logps"] = part["ref_per_token_logps"] - 0.3
+    part["advantages"] = torch.zeros_like(part["advantages"])
+    trainer.current_gradient_accumulation_steps = 2
+    loss = trainer._compute_loss(trainer.model, part)
+    k3 = math.exp(-0.3) + 0.3 - 1
+    assert trainer._metrics["train"]["kl"][0] == pytest.approx(k3, rel=1e-3)
+    tokens = part["completion_mask"].sum() / part["num_items_in_batch"]
+    assert loss.item() == pytest.approx(0.5 * k3 * tokens.item(), rel=1e-3)
+
+
+def test_several_updates_on_the_same_rollouts_are_clipped_against_their_writer(made: Made) -> None:
+    trainer = made("prompt", micro_batch=4, updates=2, save_steps=2)
+    many = batch() + [{**item, "study_id": f"{item['study_id']}+"} for item in batch()]
+    parts = []
+    for step in range(8):
+        trainer._step = step
+        parts.append(trainer._prepare_inputs(many))
+    assert len({id(part) for part in parts}) == 8  # of one generation: 32 rollouts in 8 micro-batches
+    assert all("old_per_token_logps" in part for part in parts)

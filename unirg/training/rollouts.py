@@ -90,6 +90,7 @@ class SharedGRPOTrainer(GRPOTrainer):
         self._prompts: _Prompts | None = None
         self._seconds: dict[str, float] = defaultdict(float)
         # Runs of rollouts of one prompt that no micro-batch cuts, however it lies to the groups.
+        self._buffered_inputs: list[dict[str, Any]] | None = None
         self._run = math.gcd(self.args.per_device_train_batch_size, self.num_generations)
         if share != "nothing":
             for model in filter(None, (self.model, self.ref_model)):
@@ -261,7 +262,9 @@ class SharedGRPOTrainer(GRPOTrainer):
         size = batch_size or len(input_ids)
         for start in range(0, len(input_ids), size):
             rows = slice(start, start + size)
-            pictures = {name: options.get(name) for name in ("pixel_values", "image_grid_thw", "num_images")}
+            pictures: dict[str, Any] = {
+                name: options.get(name) for name in ("pixel_values", "image_grid_thw", "num_images")
+            }
             if pictures["pixel_values"] is None:  # the whole batch, for the reference policy
                 pictures = self._images(rows)
             ids, mask = input_ids[rows], attention_mask[rows]
