@@ -132,7 +132,7 @@ class Cohort:
         return pq.read_metadata(self.shard_path(shard), memory_map=True)
 
     def prior(self, study: Study, images: bool = True) -> Study | None:
-        """The patient's previous study, where the cohort has it; with its images' bytes unless told not to."""
+        """The patient's previous study, where the cohort has it; with its images unless told otherwise."""
         if study.prior_study_id is None or study.prior_study_id not in self._rows:
             return None
         return self.with_images(study.prior_study_id) if images else self[study.prior_study_id]

@@ -33,7 +33,7 @@ def train(
     they are started here and waited for; they run this same function.
 
     Args:
-        weights: the scorers' weights (stage `weights`), for GRPO's rewards.
+        weights: the scorers' weights (stage `weights`), for GRPO's rewards and for validation.
 
     Raises:
         UserError: an unknown algorithm, a missing parent, or what the algorithm itself refuses.
@@ -54,8 +54,9 @@ def train(
     if algorithm == "sft":
         wanted = config.load(sft.SFTConfig, recipe, overrides)
         if _in_this_process(wanted):
-            return sft.sft(wanted, studies, start, store)
-        return _launched("sft", sft.VERSION, wanted, sft.inputs(studies, start), options, store)
+            return sft.sft(wanted, studies, start, store, scorers)
+        inputs = sft.inputs(wanted, studies, start, scorers)
+        return _launched("sft", sft.VERSION, wanted, inputs, options, store)
     given: dict[str, Any] = {"judge_url": judge_url} if judge_url else {}
     settings = config.load(grpo.GRPOConfig, recipe, overrides, **given)
     if _in_this_process(settings):

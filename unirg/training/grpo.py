@@ -116,6 +116,8 @@ def inputs(
     found["metrics"] = catalog.version(config.rewards)
     if judge := _judge(config):
         found["judge"] = judge.identity
+    if config.validate_steps:
+        found["validation"] = catalog.version(config.validation_scores)
     if weights:
         found["weights"] = weights
     return found
@@ -146,6 +148,7 @@ def grpo(
             return draft.committed
         _check_needs(config, weights)
         run.prepare(config)
+        from unirg.training import validation
         from unirg.training.rollouts import SharedGRPOTrainer
 
         engine = Engine(
@@ -174,7 +177,10 @@ def grpo(
             train_dataset=examples.dataset(),
             processing_class=processor,
             peft_config=run.adapters(config),
-            callbacks=[watch.callback(config.alarms)],
+            callbacks=[
+                watch.callback(config.alarms),
+                *validation.callbacks(config, opened, processor, weights),
+            ],
         )
         steps = run.train(trainer, draft, f"grpo (kl {config.kl:g})")
         return draft.commit({"studies": len(studies), "steps": steps})
@@ -188,6 +194,7 @@ def arguments(config: GRPOConfig, common: dict[str, Any]) -> Any:
     return Arguments(
         **common,
         gradient_accumulation_steps=steps,
+        ddp_find_unused_parameters=False,  # each batch has images, and so reaches every weight
         steps_per_generation=steps * config.updates,
         num_iterations=config.passes,
         num_generations=config.group_size,

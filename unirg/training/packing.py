@@ -13,13 +13,14 @@ padded batches, as `tests/training/test_packing.py` shows.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, ProcessorMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -172,19 +173,25 @@ def loss(model: Any, batch: dict[str, Any]) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), batch["targets"], reduction="sum")
 
 
-def pad(samples: Sequence[Sample], pad_token: int, image_token: int) -> dict[str, Any]:
-    """Samples -> a batch padded on the right, as TRL's own collator makes it.
+def pad(
+    samples: Sequence[Sample], pad_token: int, image_token: int, side: Literal["left", "right"] = "right"
+) -> dict[str, Any]:
+    """Samples -> a batch padded on the right, as TRL's own collator makes it, or on the left, for generation.
 
     Returns:
         `input_ids`, `attention_mask`, `mm_token_type_ids` and `labels` (-100 = no loss), each (samples,
         longest); `pixel_values`; `image_grid_thw`.
     """
-    rows = [sample.ids for sample in samples]
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token)
-    mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    labels = torch.full_like(ids, -100)
-    for row, sample in zip(labels, samples, strict=True):
-        row[sample.prompt : len(sample.ids)] = sample.completion
+
+    def rows(values: Iterable[Tensor], padding: int) -> Tensor:
+        return pad_sequence(list(values), batch_first=True, padding_value=padding, padding_side=side)
+
+    ids = rows((sample.ids for sample in samples), pad_token)
+    mask = rows((torch.ones_like(sample.ids) for sample in samples), 0)
+    unscored = (torch.full((sample.prompt,), -100) for sample in samples)
+    labels = rows(
+        (torch.cat([none, sample.completion]) for none, sample in zip(unscored, samples, strict=True)), -100
+    )
     return {
         "input_ids": ids,
         "attention_mask": mask,
@@ -231,5 +238,11 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 def use(model: PreTrainedModel) -> PreTrainedModel:
     """Let the language model attend sample by sample in packed batches; all else stays as it was."""
-    model.model.language_model.config._attn_implementation = ATTENTION
+    language_model(model).config._attn_implementation = ATTENTION
     return model
+
+
+def language_model(model: Any) -> PreTrainedModel:
+    """The part of the policy, or of one with adapters, that reads text."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base.model.language_model

@@ -21,6 +21,7 @@ from unirg import artifact, checkpoint
 from unirg.artifact import Artifact, Draft, open_artifact
 from unirg.config import Config, operational
 from unirg.errors import UserError
+from unirg.metrics import catalog
 from unirg.training import distributed
 from unirg.training.checkpoints import Checkpoints, Whole
 from unirg.training.trainjob import TrainJobConfig
@@ -94,6 +95,13 @@ class TrainConfig(Config):
     """Optimiser steps between validations; 0 = none."""
     validation_studies: int = Field(default=1024, ge=1)
     """Studies of the validation split in one validation (the paper: 1,024)."""
+    validation_scores: tuple[str, ...] = Field(
+        default=("bleu2", "bertscore", "sembscore", "radgraph", "radcliq_v1"), min_length=1
+    )
+    """Scores (`unirg metrics list`) of the validation's greedy reports, none of a judge; the default is
+    RadCliQ-v1 with its parts."""
+    validation_tokens: int = Field(default=512, ge=8)
+    """A longer greedy report is cut; the paper leaves it open."""
     launch: Literal["local", "trainjob"] = operational("local")
     """Who starts the processes where torchrun has not: this machine, or a cluster as a TrainJob."""
     trainjob: TrainJobConfig | None = operational(None)
@@ -112,6 +120,12 @@ class TrainConfig(Config):
             raise ValueError("offload needs ZeRO: set zero to 2 or 3")
         if self.export == "best" and not self.validate_steps:
             raise ValueError("export = best needs validations: set validate_steps")
+        if self.export == "best" and "radcliq_v1" not in self.validation_scores:
+            raise ValueError("export = best needs radcliq_v1 among validation_scores")
+        catalog.check(self.validation_scores)
+        for score in catalog.with_parts(self.validation_scores):
+            if score.scorer == catalog.JUDGE:
+                raise ValueError(f"validation_scores names {score.name}, which needs a judge: leave it out")
         if self.launch == "trainjob" and not self.trainjob:
             raise ValueError("launch = trainjob needs its settings: set trainjob.image")
         return self

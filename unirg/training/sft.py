@@ -9,6 +9,7 @@ from pydantic import Field
 from unirg import prompts, telemetry
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
+from unirg.metrics import catalog
 from unirg.training import run
 from unirg.training.data import Examples, training_studies
 
@@ -30,13 +31,22 @@ class SFTConfig(run.TrainConfig):
     """Micro-batches without padding (`packing`); otherwise studies of like length are padded together."""
 
 
-def inputs(cohort: Artifact, parent: Artifact) -> dict[str, Artifact | str]:
+def inputs(
+    config: SFTConfig, cohort: Artifact, parent: Artifact, weights: Artifact | None
+) -> dict[str, Artifact | str]:
     """What makes the artifact's identity beside the configuration."""
-    return {"cohort": cohort, "parent": parent, "prompts": prompts.VERSION}
+    found: dict[str, Artifact | str] = {"cohort": cohort, "parent": parent, "prompts": prompts.VERSION}
+    if config.validate_steps:  # it decides which checkpoint is the best
+        found["validation"] = catalog.version(config.validation_scores)
+        if weights:
+            found["weights"] = weights
+    return found
 
 
 @telemetry.verb("train.sft")
-def sft(config: SFTConfig, cohort: Artifact, parent: Artifact, store: str) -> Artifact:
+def sft(
+    config: SFTConfig, cohort: Artifact, parent: Artifact, store: str, weights: Artifact | None = None
+) -> Artifact:
     """Fine-tune `parent` (stage `base`) on the cohort's training split.
 
     Returns:
@@ -45,13 +55,13 @@ def sft(config: SFTConfig, cohort: Artifact, parent: Artifact, store: str) -> Ar
     Raises:
         UserError: no training study, a batch that the micro-batch does not divide, a non-finite loss.
     """
-    with run.draft(store, "sft", VERSION, config, inputs(cohort, parent)) as draft:
+    with run.draft(store, "sft", VERSION, config, inputs(config, cohort, parent, weights)) as draft:
         if draft.committed:
             return draft.committed
         run.prepare(config)
         from trl import SFTConfig as Arguments
 
-        from unirg.training import packing
+        from unirg.training import packing, validation
         from unirg.training.sft_trainer import PackedSFTTrainer
 
         opened = Cohort.open(cohort)
@@ -70,6 +80,7 @@ def sft(config: SFTConfig, cohort: Artifact, parent: Artifact, store: str) -> Ar
                 ddp_find_unused_parameters=False,  # each batch has images, and so reaches every weight
             ),
             processing_class=processor,
+            callbacks=validation.callbacks(config, opened, processor, weights),
             peft_config=run.adapters(config),
         )
         with closing(trainer):

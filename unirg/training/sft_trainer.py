@@ -1,8 +1,8 @@
 """TRL's SFT trainer on packed batches, prepared in a thread while the step before is computed.
 
-Beside TRL's: batches of `packing` in place of padded ones; the loss is the mean over all completion tokens of
-the optimiser step, over ranks and micro-batches; what a step read, and how long it waited for that, is logged.
-The order of the data, the optimiser and everything else are TRL's.
+Beside TRL's: batches of `packing` in place of padded ones; the loss is the mean over all completion tokens
+of the optimiser step, over ranks and micro-batches; what a step read, and how long it waited for that, is
+logged. The order of the data, the optimiser and everything else are TRL's.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Batch = dict[str, Any]
 class PackedSFTTrainer(SFTTrainer):
     """SFT over `Examples` with completions, an image in each (a rank without one would stop ZeRO).
 
-    Logged with the loss of each step, over all ranks: `tokens` (without padding), `completion_tokens` (that bear
-    loss), `images`, `padding_share` (of all places in the batches), and `data_wait_s`, the seconds that the rank
-    which waited longest stood still for its data.
+    Logged with the loss of each step, over all ranks: `tokens` (without padding), `completion_tokens` (that
+    bear loss), `images`, `padding_share` (of all places in the batches), and `data_wait_s`, the seconds that
+    the rank which waited longest stood still for its data.
     """
 
     def __init__(self, *given: Any, examples: Examples, packed: bool, **options: Any) -> None:
         """
         Args:
-            packed: batches without padding, for a model that `packing.use` prepared; otherwise samples of like
-                length make a padded batch.
+            packed: batches without padding, for a model that `packing.use` prepared; otherwise samples of
+                like length make a padded batch.
         """
         self.examples, self.packed = examples, packed
         self.encoder = Encoder(options["processing_class"])
@@ -118,13 +118,14 @@ class PackedSFTTrainer(SFTTrainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         if self.packed:
             return super()._get_train_sampler(train_dataset)
-        image = (
-            self.encoder(self.examples[0]).grids[0].prod()
-            // self.encoder.processor.image_processor.merge_size**2
-        )
+        merge = self.encoder.processor.image_processor.merge_size
+        image = self.encoder(self.examples[0]).grids[0].prod() // merge**2
         return ByLength(
             self.examples.lengths(int(image)),
-            self.args.train_batch_size * self.accelerator.num_processes,
+            # An optimiser step's: the order stays when another number of processes goes on.
+            self.args.train_batch_size
+            * self.accelerator.num_processes
+            * self.args.gradient_accumulation_steps,
             self.args.seed,
             lambda: int(self.state.epoch or 0),
         )
@@ -133,7 +134,8 @@ class PackedSFTTrainer(SFTTrainer):
 class ByLength(Sampler[int]):
     """Each epoch in another order, where neighbours are of like length.
 
-    The order depends on the seed and the epoch alone, so that all ranks agree on it, and a training that goes on.
+    The order depends on the seed and the epoch alone: all ranks agree on it, and so does a training that goes
+    on.
     """
 
     def __init__(self, lengths: Sequence[int], together: int, seed: int, epoch: Callable[[], int]) -> None:
