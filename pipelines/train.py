@@ -57,7 +57,7 @@ def train(
 
     def trained(algorithm, step, parent):  # type: ignore[no-untyped-def]
         given = {"algorithm": algorithm, "cohort": cohort, "parent": parent, "judge_url": judge_url}
-        given["weights"] = weights if algorithm == "grpo" else ""
+        given["weights"] = weights if algorithm != "base" else ""  # SFT validates with them
         return component(components.train.train, f"train {step}", step, **given)
 
     policies = {"untrained": trained("base", "base", "")}

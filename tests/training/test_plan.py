@@ -79,7 +79,7 @@ def test_adapters_are_counted_as_peft_would_place_them(
     model, shape = toy
     found = 0
     for name, module in model.named_modules():
-        if hasattr(module, "weight") and name.endswith(tuple(f".{target}" for target in targets) + targets):
+        if hasattr(module, "weight") and f".{name}".endswith(tuple(f".{target}" for target in targets)):
             outputs, inputs = module.weight.shape[0], module.weight[0].numel()
             found += 8 * (inputs + outputs)
     assert shape.adapters(8, targets) == found
@@ -95,7 +95,7 @@ def one_step(model: Any, checkpointing: bool) -> tuple[float, float, float]:
     import torch
 
     config = model.config
-    ids = torch.full((4, 120), 300)
+    ids = torch.full((4, 120), 100)
     ids[:, 1:18] = torch.tensor([config.vision_start_token_id] + [config.image_token_id] * 16)
     ids[:, 18] = config.vision_end_token_id
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -160,6 +160,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before + weigh
 """
 
 
+@pytest.mark.soak
 def test_a_process_takes_what_was_planned_within_a_quarter(tmp_path: Path) -> None:
     command = [sys.executable, "-c", STEP, str(tmp_path)]
     root = Path(__file__).parents[2]
@@ -192,12 +193,9 @@ def test_a_trainings_tokens_and_steps_are_exact(world: tuple[Artifact, Artifact]
     assert sample.images > 1
     assert studies == done.manifest.counts["studies"]
     assert made.steps == done.manifest.counts["steps"]
-    assert round(config.epochs * studies * sample.length) == TOKENS(log)
-
-
-def TOKENS(log: list[dict[str, Any]]) -> int:
-    """Of the whole training, as its log tells them."""
-    return max(int(entry["num_tokens"]) for entry in log if "num_tokens" in entry)
+    whole = {name: sum(entry.get(name, 0) for entry in log) for name in ("tokens", "images")}
+    assert round(config.epochs * studies * sample.length) == whole["tokens"]
+    assert round(config.epochs * studies * sample.images) == whole["images"]
 
 
 @pytest.mark.parametrize("settings", [["updates=1"], ["updates=2"], ["passes=2", "epochs=1.5"]])
@@ -236,19 +234,9 @@ def trl_steps(args: Any, studies: int, epochs: float) -> int:
     )
     rows = args.per_device_train_batch_size * args.steps_per_generation
     loader = DataLoader(list(range(studies)), batch_size=rows, sampler=sampler)
-    counted = Trainer.set_initial_training_values(_Counting(args), args, loader)
-    return int(counted[-1])
-
-
-class _Counting:
-    def __init__(self, args: Any) -> None:
-        self.args = args
-
-    num_examples = staticmethod(len)
-
-    @staticmethod
-    def num_tokens(*_: Any) -> int:
-        return 0
+    trainer = object.__new__(Trainer)  # its arithmetic needs no model
+    trainer.args, trainer.model, trainer.get_total_train_batch_size = args, None, lambda _: 1
+    return int(trainer.set_initial_training_values(args, loader)[-1])
 
 
 # Against numbers worked out by hand
@@ -404,7 +392,7 @@ def test_a_plan_is_printed_and_starts_nothing(capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr().out
     assert "8,767,123,696 parameters, 8,767,123,696 trained (100.0%)" in said
     assert re.search(r"^hours +\d", said, re.M)
-    assert re.search(r"^cost .* at 4\.92 for a H100 SXM and hour$", said, re.M)
+    assert re.search(r"^cost .* at 4\.92 an hour for each$", said, re.M)
     assert not store.exists()
 
 

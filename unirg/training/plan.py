@@ -193,12 +193,11 @@ def _parts(config: TrainConfig, shape: Shape, pool: Pool, sample: Sample, traine
 def _at_work(config: TrainConfig, shape: Shape, sample: Sample) -> Iterator[Part]:
     """Activations and logits of one micro-batch."""
     number, report, prompts = config.micro_batch, sample.report, float(config.micro_batch)
-    logits = number * sample.length
     if isinstance(config, GRPOConfig):
         report = float(config.max_completion_tokens)  # any rollout may be as long
-        logits = number * report
         if config.share == "prompt":
             prompts = math.ceil(number / config.group_size)
+    logits = number * report  # the vocabulary is scored at completions alone
     tokens = prompts * sample.seen + number * report
     patches = prompts * sample.images * sample.image_tokens * shape.vision_config.spatial_merge_size**2
     kept = shape.activations(tokens, patches, config.bf16, config.gradient_checkpointing)
