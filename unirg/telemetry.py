@@ -34,7 +34,13 @@ TRACEPARENT = "TRACEPARENT"
 _MAX_TEXT = 160
 
 
-DISK_FULL = ("No space left on device", "disk is full", "inline_container.cc", "PytorchStreamWriter")
+DISK_FULL = (
+    "No space left on device",
+    "File too large",
+    "disk is full",
+    "inline_container.cc",
+    "PytorchStreamWriter",
+)
 """How safetensors and tokenizers, SQLite, and `torch.save` (the last two) say it, with no error number."""
 
 

@@ -55,6 +55,8 @@ def join() -> None:
     gpu = torch.cuda.is_available()
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    else:  # accelerate would name it cpu:1, to which torch.load brings nothing
+        os.environ.setdefault("ACCELERATE_TORCH_DEVICE", "cpu")
     distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=TIMEOUT)
 
 

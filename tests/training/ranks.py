@@ -1,0 +1,105 @@
+"""Trainings as processes of their own that start in no time, alone or together, for tests to signal and kill.
+
+They come from a server that has the libraries loaded; torchrun's part is to set the variables (its own
+behaviour is tested in test_launch_local.py).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from unirg.artifact import Artifact
+from unirg.processes import die_with_parent
+from unirg.training.checkpoints import MARKER
+
+PRELOAD = ["trl.trainer.sft_trainer", "trl.trainer.grpo_trainer", "deepspeed", "unirg.training.callbacks"]
+
+
+class Ranks:
+    """The processes of one training."""
+
+    def __init__(
+        self,
+        algorithm: str,
+        world: tuple[Artifact, Artifact],
+        store: Path,
+        settings: Sequence[str],
+        processes: int = 0,
+    ) -> None:
+        """
+        Args:
+            processes: that meet as torchrun's do; 0 is one process without torchrun.
+        """
+        cohort, parent = world
+        self.store = store
+        command = [algorithm, "--cohort", cohort.uri, "--parent", parent.uri, "--store", str(store)]
+        command += [f"--set={setting}" for setting in settings]
+        context = multiprocessing.get_context("forkserver")
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        context.set_forkserver_preload(PRELOAD)
+        self.processes = []
+        port = _free_port()
+        store.mkdir(parents=True, exist_ok=True)
+        for rank in range(max(processes, 1)):
+            environment = {"UNIRG_CACHE": os.environ["UNIRG_CACHE"]}
+            if processes:
+                environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+                environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+                environment |= {"GLOO_SOCKET_IFNAME": "lo"}
+            log = str(store / f"rank-{rank}.log")
+            one = context.Process(target=_main, args=(command, environment, log), daemon=True)
+            one.start()
+            self.processes.append(one)
+
+    def wait(self, timeout_s: float = 240) -> list[int]:
+        """The exit codes, by rank; negative for a signal."""
+        until = time.monotonic() + timeout_s
+        for one in self.processes:
+            one.join(max(0, until - time.monotonic()))
+            assert one.exitcode is not None, f"still running; so far:\n{self.said()}"
+        return [int(one.exitcode or 0) for one in self.processes]
+
+    def wait_for_checkpoint(self, step: int) -> Path:
+        """Until the checkpoint of this step counts; returns the folder of all."""
+        until = time.monotonic() + 240
+        while not (found := list(self.store.glob(f".work/*/scratch/checkpoints/checkpoint-{step}/{MARKER}"))):
+            assert time.monotonic() < until, self.said()
+            assert any(one.exitcode is None for one in self.processes), self.said()
+            time.sleep(0.002)
+        return found[0].parents[1]
+
+    def kill(self, rank: int = 0) -> None:
+        self.processes[rank].kill()
+        self.processes[rank].join()
+
+    def terminate(self, rank: int = 0) -> None:
+        self.processes[rank].terminate()
+
+    def said(self, rank: int = 0) -> str:
+        """What a rank wrote, its output and its errors."""
+        return (self.store / f"rank-{rank}.log").read_text(errors="replace")
+
+
+def _main(command: Sequence[str], environment: Mapping[str, str], log: str) -> None:
+    die_with_parent()
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.update(environment)
+    from unirg.training.__main__ import main
+
+    sys.exit(main(command))
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
