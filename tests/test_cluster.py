@@ -15,7 +15,7 @@ from tests import crds
 from tests.controller import Controller
 from tests.kubernetes import Server
 from unirg import cluster
-from unirg.cluster import POD, Cluster, ClusterError, Conflict, Kind, Object, uid
+from unirg.cluster import POD, Cluster, ClusterError, Conflict, Kind, Object, Unreachable, uid
 
 JOB = Kind("trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob")
 
@@ -133,7 +133,7 @@ def test_a_pause_that_the_api_asks_for_is_kept(api: Cluster, server: Server) -> 
 def test_an_api_that_stays_away_is_told_after_the_patience(api: Cluster, server: Server) -> None:
     api.patience_s = 0.05
     server.fail("GET", 503, times=1000)
-    with pytest.raises(ClusterError, match=r"could not get TrainJob one .* for 0\.05 s \(503"):
+    with pytest.raises(Unreachable, match=r"could not get TrainJob one .* for 0\.05 s \(503"):
         api.get(JOB, "one")
 
 

@@ -6,10 +6,9 @@
         if holds(seen, "Complete"):
             break
 
-A launcher outlives control planes: calls that fail for a while (429, 5xx, no connection) are repeated with
-growing pauses, a watch that ends or is too old (410) begins again from the object as it is, a log goes on
-after its last line, and credentials that have expired (401) are read again. What no repetition helps
-against is a `ClusterError` that names the remedy.
+What fails for a while (429, 5xx, no connection) is repeated with growing pauses, a watch that ends or is too
+old (410) begins again from the object as it is, a log goes on after its last line, credentials that have
+expired (401) are read again. What no repetition helps against is a `ClusterError` that names the remedy.
 """
 
 from __future__ import annotations
@@ -31,6 +30,7 @@ from urllib3 import Timeout
 from urllib3.exceptions import HTTPError, SSLError
 
 from unirg.errors import UserError
+from unirg.telemetry import InternalError
 
 Object = dict[str, Any]
 """A Kubernetes object as the API gives it."""
@@ -39,12 +39,15 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TRANSIENT = {408, 410, 429, 500, 502, 503, 504}
 STREAM_S = 60
 """Length of one watch, and of a log's silence; a connection that died without a word is noticed this late."""
-ANSWER_S = 30
 LONGEST_PAUSE_S = 20.0
 
 
 class ClusterError(UserError):
-    """The API refuses, or cannot be reached: what was asked, and what to do."""
+    """The API refuses: what was asked, and what to do."""
+
+
+class Unreachable(InternalError):
+    """The API was out of reach for longer than the patience; another attempt may succeed."""
 
 
 class Conflict(ClusterError):
@@ -55,9 +58,7 @@ class _Missing(ClusterError):
     """There is no such object, kind or namespace."""
 
 
-class _Refused(Exception):
-    """An answer other than success."""
-
+class _Refused(Exception):  # an answer other than success
     def __init__(self, status: int, message: str, pause_s: float = 0.0) -> None:
         super().__init__(f"{status}, {message}")
         self.status, self.pause_s = status, pause_s
@@ -166,7 +167,7 @@ class Cluster:
     load: Callable[[], Any]
     """Reads the credentials; a `kubernetes.client.ApiClient`."""
     patience_s: float = 300.0
-    """How long a call is repeated while the API fails: an upgrade of a control plane fits in."""
+    """How long a call is repeated: a control plane's upgrade fits in."""
     pause_s: float = 0.2
     """The first pause before a repetition; each is twice the one before."""
     _client: Any = field(default=None, repr=False)
@@ -189,14 +190,15 @@ class Cluster:
 
     def list(self, kind: Kind, labels: Mapping[str, str]) -> list[Object]:
         """Objects with these labels, the oldest first."""
-        query = {"labelSelector": ",".join(f"{name}={value}" for name, value in labels.items())}
-        found = self._asked(f"list {kind}s", "GET", kind.path(self.namespace), query)
+        chosen = {"labelSelector": ",".join(f"{name}={value}" for name, value in labels.items())}
+        found = self._asked(f"list {kind}s", "GET", kind.path(self.namespace), chosen)
         return sorted(found["items"], key=lambda one: str(one["metadata"].get("creationTimestamp", "")))
 
     def delete(self, kind: Kind, thing: Object) -> None:
         """Delete this very object, not a later one of its name, and wait until all that it owns is gone."""
         name = thing["metadata"]["name"]
-        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid(thing)}}
+        body: Object = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"}
+        body["preconditions"] = {"uid": uid(thing)}
         with suppress(_Missing, Conflict):  # it is gone, and another may have its name
             self._asked(f"delete {kind} {name}", "DELETE", kind.path(self.namespace, name), {}, body)
         for _ in self.follow(kind, name, uid(thing)):
@@ -209,7 +211,7 @@ class Cluster:
             of: its uid: one created later under the same name is not it.
 
         Raises:
-            ClusterError: the API was out of reach for longer than the patience.
+            Unreachable: see there.
         """
         backoff = _Backoff(self)
         while True:
@@ -272,13 +274,12 @@ class Cluster:
                     return
                 time.sleep(self.pause_s)
             except (_Broken, _Refused) as error:
-                if isinstance(error, _Refused) and error.status in (400, 404):  # it has not begun, or is gone
-                    if last:
-                        return
-                    backoff = _Backoff(self)
-                    time.sleep(self.pause_s * 5)
-                    continue
-                backoff.pause(error, f"read the log of Pod {name}")
+                if not (isinstance(error, _Refused) and error.status in (400, 404)):
+                    backoff.pause(error, f"read the log of Pod {name}")
+                elif last:  # it never began, or is gone
+                    return
+                else:
+                    time.sleep(self.pause_s * 25)
 
     def _asked(
         self, what: str, method: str, path: str, query: Mapping[str, str], body: Object | None = None
@@ -300,7 +301,7 @@ class Cluster:
         path: str,
         query: Mapping[str, str],
         body: Object | None = None,
-        quiet_s: float = ANSWER_S,
+        quiet_s: float = 30.0,
     ) -> Any:
         """One request; a good answer with its body unread. Raises _Refused or _Broken."""
         client = self._client = self._client or self.load()
@@ -315,7 +316,7 @@ class Cluster:
                 body=None if body is None else json.dumps(body),
                 preload_content=False,
                 retries=False,  # ours are counted, paused and told apart by status
-                timeout=Timeout(connect=ANSWER_S, read=quiet_s),
+                timeout=Timeout(connect=30.0, read=quiet_s),
             )
             if 200 <= answer.status < 300:
                 return answer
@@ -348,10 +349,8 @@ class _Backoff:
                 raise _final(error, what)
             self.renewed, self.cluster._client = True, None  # credentials expire: read them again
         if now - self.began > self.cluster.patience_s:
-            raise ClusterError(
-                f"the Kubernetes API could not {what} for {self.cluster.patience_s:g} s ({error}): "
-                "run the same command again when it is back"
-            )
+            patience = f"{self.cluster.patience_s:g} s"
+            raise Unreachable(f"could not {what} for {patience} ({error}): run the same command again later")
         asked = error.pause_s if isinstance(error, _Refused) else 0.0
         time.sleep(max(min(asked, 60.0), self.next_s * random.uniform(0.5, 1.0)))
         self.next_s = min(self.next_s * 2, LONGEST_PAUSE_S)

@@ -95,7 +95,7 @@ def double(tmp_path: Path) -> Iterator[Place]:
 
 def at(kubeconfig: Path, namespace: str, server: Server | None = None) -> Place:
     api = cluster.connect(namespace, kubeconfig=str(kubeconfig))
-    api.pause_s = 0.01
+    api.pause_s, api.patience_s = 0.01, 5
     return Place(api, Controller(kubeconfig, namespace), server)
 
 
@@ -142,6 +142,9 @@ def test_a_job_that_has_ended_is_replaced(place: Place, ended: str) -> None:
     (old,) = place.controller.jobs()
     second = place.begin()
     soon(lambda: place.told(f"{ended.lower()}; a new one takes its place"))
+    if not place.server:  # a real one waits for its garbage collector, which does not run
+        soon(lambda: "deletionTimestamp" in place.controller.jobs()[0]["metadata"])
+        place.controller.finalizers(NAME)
     soon(lambda: [one["metadata"]["uid"] for one in place.controller.jobs()] != [old["metadata"]["uid"]])
     soon(lambda: place.controller.jobs())
     place.controller.condition(NAME, "Complete")
@@ -236,6 +239,24 @@ def test_the_first_rank_s_log_is_shown_through_breaks_and_restarts(double: Place
         "sft: going on at 2 of 9 steps",
         "sft: 9 steps in 3 s",
     ]
+
+
+def test_what_a_pod_waits_for_is_told(double: Place) -> None:
+    controller = double.controller
+    running = double.begin()
+    unplaced = [
+        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/5 nodes"}
+    ]
+    controller.state(controller.pod(NAME), "Pending", {"waiting": {}}, conditions=unplaced)
+    missing = {"reason": "ErrImagePull", "message": "not found"}
+    controller.state(controller.pod(NAME, 1), "Pending", {"waiting": missing})
+    for turn in range(2):
+        controller.condition(NAME, "Suspended", "False", f"Turn{turn}")
+        soon(lambda: double.told("Pod"))
+    assert sum("waits for a node (Unschedulable): 0/5 nodes" in line for line in double.lines) == 1
+    assert sum("does not begin (ErrImagePull): not found" in line for line in double.lines) == 1
+    controller.condition(NAME, "Complete")
+    assert running.end() is None
 
 
 def test_training_goes_on_where_its_log_may_not_be_read(double: Place) -> None:

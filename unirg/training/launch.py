@@ -17,11 +17,12 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from unirg import cluster
-from unirg.cluster import POD, Cluster, ClusterError, Object, condition, holds, uid
+from unirg.cluster import POD, Cluster, ClusterError, Object, Unreachable, condition, holds, uid
 from unirg.errors import UserError
 from unirg.telemetry import InternalError
 from unirg.training import trainjob
@@ -35,10 +36,17 @@ KEPT_LINES = 200
 TOLD_LINES = 8
 TAIL = 50
 """Lines of an adopted job's log that are shown before the new ones."""
-OURS = re.compile(r"unirg: |(?:base|sft|grpo|validation)\b[^:]{0,40}: (?:going on at )?\d+ (?:of \d+ )?\w+ ")
+OURS = re.compile(
+    r"unirg: (?!rank \d+ ended)"
+    r"|(?:base|sft|grpo|validation)\b[^:]{0,40}: (?:going on at )?\d+ (?:of \d+ )?\w+ "
+)
 """Lines of the verbs: their errors, which hold no report, and their progress."""
-POLL_S = 2.0
+POLL_S = 5.0
+SIGNAL_S = 1.0
+"""Longest wait of the main thread: Python misses a signal that comes just before a wait, until its end."""
 LAST_LINES_S = 30.0
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
+"""A machine's own name may not lead to it, as on a laptop away from its network."""
 
 
 class LaunchError(InternalError):
@@ -81,7 +89,7 @@ def local(processes: int, command: Sequence[str], grace_s: int = GRACE_S, echo: 
                 errors="replace",
                 start_new_session=True,  # a terminal's Ctrl-C comes through us alone
                 pass_fds=[tell],
-                env=os.environ | {FAILURE_FILE: f"/dev/fd/{tell}", "GLOO_SOCKET_IFNAME": "lo"},
+                env=os.environ | LOOPBACK | {FAILURE_FILE: f"/dev/fd/{tell}"},
             )
         finally:
             os.close(tell)
@@ -89,7 +97,9 @@ def local(processes: int, command: Sequence[str], grace_s: int = GRACE_S, echo: 
         reader = threading.Thread(target=_read, args=(child.stdout, lines, echo), daemon=True)
         reader.start()
         try:
-            child.wait()
+            while child.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(SIGNAL_S)
         except BaseException:
             child.terminate()
             with suppress(subprocess.TimeoutExpired):
@@ -185,14 +195,31 @@ def train_job(
         logs = threading.Thread(target=_stream, args=(where, job, adopted, over, echo), daemon=True)
         logs.start()
         try:
-            ended = _watch(where, job, echo)
-            over.set()
-            logs.join(LAST_LINES_S)
+            ended = _aside(_watch, where, job, echo)
+            while not ended.done():
+                futures.wait([ended], SIGNAL_S)
         except (KeyboardInterrupt, SystemExit):
             _leave(where, config, job, echo)
             raise
-    if holds(ended, "Failed"):
-        raise _job_failed(where, ended)
+        finally:
+            over.set()
+        logs.join(LAST_LINES_S)
+    if holds(ended.result(), "Failed"):
+        raise _job_failed(where, ended.result())
+
+
+def _aside(work: Callable[..., Object], *arguments: Any) -> futures.Future[Object]:
+    """Work in a thread that does not keep the process from ending."""
+    result = futures.Future[Object]()
+
+    def run() -> None:
+        try:
+            result.set_result(work(*arguments))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result
 
 
 def _begin(where: Cluster, config: TrainJobConfig, wanted: Object, echo: Echo) -> tuple[Object, bool]:
@@ -225,8 +252,8 @@ def _begin(where: Cluster, config: TrainJobConfig, wanted: Object, echo: Echo) -
 
 
 def _watch(where: Cluster, job: Object, echo: Echo) -> Object:
-    """Wait for the end; tell when it waits in a queue and when it goes on."""
-    name, told = job["metadata"]["name"], ""
+    """Wait for the end; tell when it waits in a queue, when it goes on, and what its pods wait for."""
+    name, told, waits = job["metadata"]["name"], "", set[str]()
     for seen in where.follow(TRAINJOB, name, uid(job)):
         if holds(seen, "Complete") or holds(seen, "Failed"):
             return seen
@@ -234,7 +261,24 @@ def _watch(where: Cluster, job: Object, echo: Echo) -> Object:
         if now != (told or "admitted"):
             echo(f"TrainJob {name}: {now}")
         told = now
+        with suppress(ClusterError):  # that pods may not be seen is told where their log is read
+            new = {text for pod in where.list(POD, trainjob.pods_of(name)) if (text := _waits_for(pod))}
+            for text in sorted(new - waits):
+                echo(f"TrainJob {name}: {text}")
+            waits |= new
     raise UserError(f"TrainJob {name} was deleted before its end: the same command makes it again")
+
+
+def _waits_for(pod: Object) -> str:
+    """Why a pod has not begun, if it is more than a matter of seconds."""
+    scheduled, name = condition(pod, "PodScheduled"), pod["metadata"]["name"]
+    if scheduled.get("status") == "False":
+        return f"Pod {name} waits for a node ({scheduled.get('reason')}): {scheduled.get('message')}"
+    for one in pod.get("status", {}).get("containerStatuses", []):
+        waiting = one.get("state", {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return f"Pod {name} does not begin ({waiting['reason']}): {waiting.get('message')}"
+    return ""
 
 
 def _leave(where: Cluster, config: TrainJobConfig, job: Object, echo: Echo) -> None:
@@ -267,7 +311,7 @@ def _stream(where: Cluster, job: Object, adopted: bool, over: threading.Event, e
             if last:
                 return
             over.wait(POLL_S)
-    except ClusterError as error:  # training does not need its log to be seen
+    except (ClusterError, Unreachable) as error:  # training does not need its log to be seen
         echo(f"TrainJob {name}: its log is not shown: {error}")
 
 
@@ -286,7 +330,7 @@ def _job_failed(where: Cluster, job: Object) -> Exception:
     text += f": {trainjob.remedy(code, reason if why.get('reason') != 'DeadlineExceeded' else why['reason'])}"
     try:
         lines = list(where.logs(pod, NODE, tail=KEPT_LINES))
-    except ClusterError as error:
+    except (ClusterError, Unreachable) as error:
         lines = [f"unirg: its log cannot be read: {error}"]
     text += _quoted(lines)
     return UserError(text) if code == MISTAKE else LaunchError(text)
