@@ -32,9 +32,13 @@ def history(**changes: Callable[[int], float]) -> list[dict[str, Any]]:
     return made
 
 
+def set_to(**actions: str) -> Alarms:
+    return Alarms.model_validate(actions)
+
+
 def rung(steps: list[dict[str, Any]], alarms: Alarms | None = None) -> dict[str, int]:
     """Alarm -> the step at which it rang, as a trainer that logs these entries one by one."""
-    watchman, found = callback(alarms or Alarms(**dict.fromkeys(NAMES, "warn"))), {}
+    watchman, found = callback(alarms or set_to(**dict.fromkeys(NAMES, "warn"))), {}
     state = SimpleNamespace(log_history=[], global_step=0, is_world_process_zero=True)
     for entry in steps:
         state.log_history.append(dict(entry))
@@ -102,7 +106,7 @@ def test_a_single_reward_cannot_be_hacked_against_others() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_alarm_that_is_off_is_silent(name: str) -> None:
-    quiet = Alarms(**{**dict.fromkeys(NAMES, "stop"), name: "off"})
+    quiet = set_to(**{**dict.fromkeys(NAMES, "stop"), name: "off"})
     assert rung(history(**TROUBLES[name]), quiet) == {}
 
 
@@ -119,7 +123,7 @@ def test_a_stop_names_the_alarm_the_value_and_the_remedy(name: str, remedy: str)
     with pytest.raises(
         UserError, match=rf"alarm {name} stops training at step \d+: {remedy}.*alarms.{name}=warn"
     ):
-        rung(history(**TROUBLES[name]), Alarms(**{name: "stop"}))
+        rung(history(**TROUBLES[name]), set_to(**{name: "stop"}))
 
 
 def test_a_warning_is_in_the_log_once(caplog: pytest.LogCaptureFixture) -> None:

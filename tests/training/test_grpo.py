@@ -17,7 +17,7 @@ from unirg.training import policy, run
 from unirg.training.alarms import Alarms
 from unirg.training.grpo import GRPOConfig, arguments, grpo
 
-TINY = {
+TINY: dict[str, Any] = {
     "batch_size": 8,
     "group_size": 4,
     "micro_batch": 8,

@@ -203,15 +203,19 @@ def test_rollouts_of_a_shared_prompt_are_those_of_stock_trl(made: Made) -> None:
 def test_an_image_is_prepared_and_encoded_once_per_group(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = made("prompt", micro_batch=8)
     trainer.current_gradient_accumulation_steps = 2
-    prepared, encoded = [], []
-    images = trainer.processing_class.image_processor
-    stock = type(images)._preprocess
-    monkeypatch.setattr(
-        type(images), "_preprocess", lambda *a, **k: (prepared.extend(a[1]), stock(*a, **k))[1]
-    )
-    trainer.model.model.visual.register_forward_hook(
-        lambda _, given, options, __: encoded.append(len(options["grid_thw"])), with_kwargs=True
-    )
+    prepared, encoded = list[Any](), list[int]()
+    kind = type(trainer.processing_class.image_processor)
+    stock = kind._preprocess
+
+    def preprocess(self: Any, images: list[Any], *given: Any, **options: Any) -> Any:
+        prepared.extend(images)
+        return stock(self, images, *given, **options)
+
+    def seen(_: Any, given: Any, options: dict[str, Any], __: Any) -> None:
+        encoded.append(len(options["grid_thw"]))
+
+    monkeypatch.setattr(kind, "_preprocess", preprocess)
+    trainer.model.model.visual.register_forward_hook(seen, with_kwargs=True)
     for step in range(2):
         trainer._step = step
         trainer._compute_loss(trainer.model, trainer._prepare_inputs(batch()))
