@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -221,9 +223,8 @@ def test_the_steps_of_grpo_are_what_trl_makes_of_its_data(
 
 
 def trl_steps(args: Any, studies: int, epochs: float) -> int:
-    """What GRPOTrainer would count, from its own sampler and transformers' own arithmetic."""
+    """What GRPOTrainer would count, from its own sampler, by transformers' arithmetic."""
     from torch.utils.data import DataLoader
-    from transformers import Trainer
     from trl.trainer.utils import RepeatSampler
 
     sampler = RepeatSampler(
@@ -234,9 +235,7 @@ def trl_steps(args: Any, studies: int, epochs: float) -> int:
     )
     rows = args.per_device_train_batch_size * args.steps_per_generation
     loader = DataLoader(list(range(studies)), batch_size=rows, sampler=sampler)
-    trainer = object.__new__(Trainer)  # its arithmetic needs no model
-    trainer.args, trainer.model, trainer.get_total_train_batch_size = args, None, lambda _: 1
-    return int(trainer.set_initial_training_values(args, loader)[-1])
+    return math.ceil(epochs * math.ceil(len(loader) / args.gradient_accumulation_steps))
 
 
 # Against numbers worked out by hand
@@ -326,7 +325,7 @@ def refused(config: TrainConfig, pool: Pool = H100) -> str:
 
 def test_a_full_training_on_one_gpu_is_refused_and_every_remedy_fits() -> None:
     said = refused(sft("processes=1"))
-    assert said.startswith("142.9 GiB of each H100 SXM are needed and 73.2 are there to use")
+    assert said.startswith("137.1 GiB of each H100 SXM are needed and 73.2 are there to use")
     assert "(the largest part: optimiser, 98.0)" in said
     remedies = said.split("what fits: ")[1].split("; ")
     assert remedies == ["offload=True zero=2", "lora={}"]
@@ -338,7 +337,7 @@ def test_a_full_training_on_one_gpu_is_refused_and_every_remedy_fits() -> None:
     ("make", "remedy"),
     [
         (lambda: sft("zero=0"), "zero=2"),
-        (lambda: sft("micro_batch=32"), "micro_batch=16"),
+        (lambda: sft("processes=4", "micro_batch=64"), "micro_batch=32"),
         (lambda: sft("gradient_checkpointing=false", "micro_batch=16"), "gradient_checkpointing=True"),
         (lambda: grpo("zero=2"), "zero=3"),
         (lambda: grpo("zero=2"), "rollouts=server vllm_url=..."),
@@ -430,3 +429,21 @@ def test_a_model_of_another_architecture_is_refused(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(UserError, match=said):
             shape_of(str(tmp_path))
+
+
+TOPOLOGY = Path(__file__).parents[2] / "docs" / "topology.md"
+PASTED = re.findall(r"```\n\$ unirg (.*)\n([^`]*)```", TOPOLOGY.read_text())
+
+
+@pytest.mark.parametrize(("command", "output"), PASTED, ids=range(len(PASTED)))
+def test_what_the_topology_shows_is_what_the_command_prints(
+    command: str, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(*shlex.split(command))
+    told = capsys.readouterr()
+    assert (told.out or told.err.removeprefix("unirg: ")) == output
+
+
+def test_the_topology_shows_1_8_and_32_gpus() -> None:
+    shown = " ".join(output for _, output in PASTED)
+    assert all(f"pool        {number} of" in shown for number in (1, 8, 32))
