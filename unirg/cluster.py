@@ -209,9 +209,6 @@ class Cluster:
 
         Args:
             of: its uid: one created later under the same name is not it.
-
-        Raises:
-            Unreachable: see there.
         """
         backoff = _Backoff(self)
         while True:
