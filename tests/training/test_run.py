@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
 from unirg.errors import UserError
+from unirg.training import run
+from unirg.training.__main__ import main
 from unirg.training.callbacks import Watch
 from unirg.training.run import TrainConfig, accumulation
 
@@ -77,3 +80,22 @@ def test_finite_numbers_pass_and_the_last_line_tells_the_steps(
     watch.on_log(None, SimpleNamespace(global_step=7), None, logs={"train_runtime": 1.0})
     watch.on_train_end(None, None, None)
     assert capsys.readouterr().err.startswith("sft: 7 steps in ")
+
+
+def test_another_number_of_processes_than_the_configuration_names_begins_no_training() -> None:
+    config = TrainConfig(learning_rate=1e-4, micro_batch=1, processes=2)
+    with pytest.raises(UserError, match="processes = 2, but 1 began this training"):
+        run._check_processes(config, None, "sft")
+
+
+def test_zero_without_torchrun_is_refused() -> None:
+    with pytest.raises(UserError, match="zero = 2 needs torchrun"):
+        run.prepare(TrainConfig(learning_rate=1e-4, micro_batch=1, zero=2))
+
+
+def test_the_entry_point_tells_a_mistake_by_its_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = str(tmp_path / "nothing")
+    assert main(["sft", "--cohort", missing, "--parent", missing, "--store", str(tmp_path)]) == 2
+    assert f"unirg: no artifact at {missing}" in capsys.readouterr().err

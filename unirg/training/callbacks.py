@@ -50,6 +50,16 @@ class Watch(TrainerCallback):
             self.told.finish()
 
 
+class Mender(TrainerCallback):
+    """Puts an optimiser right that ZeRO-3 read from the universal form."""
+
+    def __init__(self, weight_decay: float) -> None:
+        self.weight_decay = weight_decay
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        distributed.mend(optimizer, self.weight_decay)
+
+
 class Saver(TrainerCallback):
     """Decides at which steps a checkpoint is saved, and makes it count.
 

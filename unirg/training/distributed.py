@@ -161,3 +161,17 @@ def to_universal(checkpoint: Path) -> None:
     )
     with contextlib.redirect_stdout(io.StringIO()):  # ours carries the artifact's URI alone
         ds_to_universal.main(settings)
+
+
+def mend(optimizer: Any, weight_decay: float) -> None:
+    """Put right what ZeRO-3 does wrong as it reads the universal form (DeepSpeed 0.19.8).
+
+    It gives all groups of weights one and the same step counter, which then counts a step once for each, and
+    the first group's weight decay to the other, of norms and biases.
+    """
+    while hasattr(optimizer, "optimizer"):  # wrapped by accelerate, transformers and DeepSpeed
+        optimizer = optimizer.optimizer
+    for state in optimizer.state.values():
+        state["step"] = state["step"].clone()
+    for group, decay in zip(optimizer.param_groups, (weight_decay, 0.0), strict=True):
+        group["weight_decay"] = decay

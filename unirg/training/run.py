@@ -293,7 +293,7 @@ def train(trainer: Trainer, draft: Draft, what: str) -> int:
     """
     from transformers import PrinterCallback, TrainerState
 
-    from unirg.training.callbacks import Saver, Watch
+    from unirg.training.callbacks import Mender, Saver, Watch
 
     config = draft.config
     assert isinstance(config, TrainConfig)
@@ -302,6 +302,8 @@ def train(trainer: Trainer, draft: Draft, what: str) -> int:
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Watch(what))
     trainer.add_callback(saver)
+    if config.zero == 3 and trainer.args.deepspeed["checkpoint"]["load_universal"]:
+        trainer.add_callback(Mender(config.weight_decay))
     last = trainer.args.resume_from_checkpoint
     state = TrainerState.load_from_json(f"{last}/{STATE}") if last else None
     # A run that was killed between its last step and the commit has nothing to train; TRL would, a step.
