@@ -125,10 +125,11 @@ class Server:
             self._changed.notify_all()
 
     def compact(self) -> None:
-        """Forget what changed so far: a watch from an older version gets 410 Gone."""
+        """Forget all versions so far: watches get 410 Gone until something changes."""
         with self._changed:
             self._events.clear()
-            self._oldest = self._version
+            self._oldest = self._version + 1
+            self._changed.notify_all()
 
     def count(self, match: str) -> int:
         return sum(match in request for request in self.requests)

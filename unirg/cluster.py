@@ -224,7 +224,7 @@ class Cluster:
                     backoff.answered()
                     for event in map(_event, _lines(answer)):
                         backoff = _Backoff(self)
-                        if event["type"] == "DELETED" or uid(event["object"]) != of:
+                        if event["type"] == "DELETED":
                             return
                         yield event["object"]
                 time.sleep(self.pause_s)  # a watch ends from time to time
