@@ -100,7 +100,8 @@ def test_processes_share_the_studies_and_agree_on_the_result(
 ) -> None:
     """Of 7 studies in batches of 3, four processes leave one with nothing, which goes along all the same."""
     alone = validate(policy[0])
-    parts, batches = [], []
+    parts: list[Any] = []
+    batches: list[int] = []
     monkeypatch.setattr(distributed, "processes", lambda: processes)
     loss = validation.packing.loss
 
@@ -138,7 +139,13 @@ def test_processes_share_the_studies_and_agree_on_the_result(
 def test_training_validates_on_time_and_is_the_same_training(
     world: tuple[Artifact, Artifact], tmp_path: Path
 ) -> None:
-    shared = {"batch_size": 4, "micro_batch": 4, "max_steps": 3, "learning_rate": 1e-3, "prior_share": 0.5}
+    shared: dict[str, Any] = {
+        "batch_size": 4,
+        "micro_batch": 4,
+        "max_steps": 3,
+        "learning_rate": 1e-3,
+        "prior_share": 0.5,
+    }
     plain = sft(SFTConfig(**shared), *world, str(tmp_path))
     watched = CONFIG.model_copy(update=shared)
     validated = sft(watched, *world, str(tmp_path))
