@@ -288,7 +288,7 @@ def _remedies(made: Plan) -> Iterator[str]:
         single += [{"vllm_memory": share} for share in (0.3, 0.4, 0.5)]
         single += [{"rollouts": "server", "vllm_url": "..."}]
     found = False
-    named = set()
+    named = set[str]()
     for change in single:
         if named & {*change} or not _fits(made, change):
             continue
