@@ -35,6 +35,8 @@ def quiet() -> None:
     # DeepSpeed, which accelerate imports, otherwise warns that it found no accelerator.
     if not os.path.exists("/dev/nvidiactl"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # TRL otherwise tells the hub of each trainer that is made.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import transformers
 
     transformers.logging.set_verbosity_error()
