@@ -222,7 +222,7 @@ def test_a_name_is_found_in_either_unicode_form(tmp_path: Path) -> None:
         assert only(table(tmp_path, row)).findings == f"Mr. {REMOVED}."
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     mrn=st.from_regex(r"[0-9]{5,10}", fullmatch=True),
     name=st.lists(st.from_regex(r"[A-Z][a-z]{2,9}", fullmatch=True), min_size=1, max_size=3),

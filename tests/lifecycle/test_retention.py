@@ -109,7 +109,7 @@ def test_a_shard_that_was_renewed_after_the_listing_stays(
     assert orphan.sha256 in shards(store)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.data())
 def test_no_shard_that_a_remaining_cohort_lists_is_ever_touched(data: st.DataObject) -> None:
     groups = st.lists(st.sampled_from(POOL), min_size=1, max_size=3, unique_by=lambda group: group[0][0])
