@@ -83,6 +83,23 @@ def test_studies_under_one_accession_number_are_one_study(tmp_path: Path) -> Non
     assert study.acquired_at == datetime(2024, 3, 1, 10, 15)
 
 
+@pytest.mark.parametrize("uid", ["1.2.3.4", "1.2.3.5"])
+def test_a_bare_date_is_no_earlier_than_a_time_of_its_day(tmp_path: Path, uid: str) -> None:
+    dicom(tmp_path / "a.dcm", StudyTime="")
+    for number, time in enumerate(("120000", "101500")):
+        dicom(
+            tmp_path / f"{number}.dcm",
+            StudyInstanceUID=uid,
+            SOPInstanceUID=f"{uid}.1{number}",
+            StudyTime=time,
+        )
+    study = only(corpus(tmp_path, ROW))
+    assert (study.acquired_at, study.acquired_basis) == (datetime(2024, 3, 1, 10, 15), "timestamp")
+    dicom(tmp_path / "b.dcm", StudyInstanceUID=uid, SOPInstanceUID="1.9", StudyDate="20240229", StudyTime="")
+    study = only(corpus(tmp_path, ROW))
+    assert (study.acquired_at, study.acquired_basis) == (datetime(2024, 2, 29), "date")
+
+
 def test_a_second_report_of_the_same_files_is_dropped_whatever_key_it_uses(tmp_path: Path) -> None:
     dicom(tmp_path / "a.dcm")
     first = {**ROW, "study_instance_uid": ""}

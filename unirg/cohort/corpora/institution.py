@@ -28,7 +28,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -64,6 +64,10 @@ PATIENT_COLUMNS = ("patient_id", "mrn")
 DATE_COLUMNS = ("acquired_at", "study_date")
 REPORT_COLUMNS = ("findings", "impression", "report")
 TEXT_COLUMNS = ("race", "indication", "comparison", "findings", "impression")
+COLUMNS = frozenset(
+    {*STUDY_COLUMNS, *PATIENT_COLUMNS, *DATE_COLUMNS, *REPORT_COLUMNS, *TEXT_COLUMNS}
+    | {"images", "views", "patient_name", "age", "sex"}
+)
 OWN = "the study's own identifier"
 
 
@@ -316,24 +320,30 @@ class Institution:
         number = 0
         try:
             with source.opened(self._folder, self._file, self._label) as file:
-                for batch in pq.ParquetFile(file).iter_batches():
-                    for row in batch.to_pylist():
+                parquet = pq.ParquetFile(file)
+                names = {name.strip().lower(): name for name in parquet.schema_arrow.names}
+                if len(names) < len(parquet.schema_arrow.names):
+                    raise UserError(
+                        f"{self._label}: its table: two columns have the same name; rename or remove one"
+                    )
+                known = {column: name for column, name in names.items() if column in COLUMNS}
+                self._check_columns(known)
+                for batch in parquet.iter_batches(source.BATCH, columns=list(known.values())):
+                    cells = [values.texts(batch.column(name)) for name in known.values()]
+                    for row in zip(*cells, strict=True):
                         number += 1
-                        yield (
-                            number,
-                            {name.strip().lower(): values.text(value) for name, value in row.items()},
-                        )
+                        yield number, dict(zip(known, row, strict=True))
         except FileNotFoundError:
             raise
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
             raise UserError(f"{self._label}: its table is not Parquet, or damaged; export it again") from None
 
-    def _check_columns(self, row: Row) -> None:
+    def _check_columns(self, row: Collection[str]) -> None:
         needed = [STUDY_COLUMNS, REPORT_COLUMNS]
         if "images" in row:
             needed.insert(1, PATIENT_COLUMNS)
-        elif not row.keys() & {*ACCESSION_COLUMNS, "study_instance_uid"}:
+        elif not {*ACCESSION_COLUMNS, "study_instance_uid"} & set(row):
             needed.append(("images", *ACCESSION_COLUMNS, "study_instance_uid"))
-        missing = [" or ".join(names) for names in needed if not row.keys() & set(names)]
+        missing = [" or ".join(names) for names in needed if not set(names) & set(row)]
         if missing:
             raise UserError(f"{self._label}: its table has no column {', no column '.join(missing)}")
