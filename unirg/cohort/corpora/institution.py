@@ -31,12 +31,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unirg import storage
-from unirg.cohort import deidentify, imaging
+from unirg.cohort import deidentify
 from unirg.cohort.corpora import Dropped, source
 from unirg.cohort.corpora import institution_dicom as dicom
 from unirg.cohort.corpora import institution_values as values
@@ -83,7 +82,7 @@ class InstitutionConfig(Config):
     """What happens to direct identifiers."""
 
 
-class Institution:
+class Institution(source.ImageFiles):
     """The studies of one institution's table; `name` is its corpus and its institution, and is printed."""
 
     public = False
@@ -200,8 +199,8 @@ class Institution:
             if exam.films and exam.uid not in reported:
                 yield Dropped(keyed_id(self._site_key, "study", exam.accession or exam.uid), "no report")
 
-    def read(self, image: Image, size: int | None = None) -> np.ndarray:
-        return imaging.decode(source.read_image(self._folder, image.uri, self._label), size)
+    def fetch(self, image: Image) -> bytes:
+        return source.read_image(self._folder, image.uri, self._label)
 
     def account(self) -> dict[str, int]:
         removed = {f"removed: {kind}": number for kind, number in self.removed.items()}
