@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: S3 servers, real and pretended."""
+"""What many tests share: S3 servers, real and pretended, and how Hypothesis judges."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import s3_server
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("unirg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unirg")
 
 # The main pytest process sets these two for itself and its xdist workers, so that all share one server,
 # which is started by the first test that asks and ends with the main process, however that ends.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from pydantic import ValidationError
 from tests.artifacts import Inner, Settings, build
 from tests.conftest import S3
 from unirg import artifact, storage
-from unirg.artifact import Artifact, ArtifactError, Manifest, action_key, open_artifact
+from unirg.artifact import Artifact, ArtifactError, Manifest, action_key, gc_lock, open_artifact
 from unirg.cohort.stage import StageConfig
 from unirg.errors import UserError
 
@@ -173,6 +175,29 @@ def test_work_in_progress_is_kept_for_the_rerun_and_gone_after_the_commit(tmp_pa
     scratch, out = attempt(fail=False)
     assert (scratch, out) == (["note"], [])
     assert [path for path in (tmp_path / ".work").iterdir() if path.is_dir()] == []
+
+
+def test_what_a_process_killed_after_its_commit_left_goes_unless_somebody_is_at_it(tmp_path: Path) -> None:
+    made = build(str(tmp_path))
+    (lock,) = (tmp_path / ".work").glob("demo-*.lock")
+    left = lock.with_suffix("") / "scratch" / "intake.sqlite"
+    left.parent.mkdir(parents=True)
+    left.write_text("a path that names a patient")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert build(str(tmp_path)) == made
+        assert left.exists()
+    assert build(str(tmp_path)) == made
+    assert not lock.with_suffix("").exists()
+
+
+def test_a_commit_waits_for_gcs_removal(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with gc_lock(str(tmp_path), exclusive=True):
+            building = pool.submit(build, str(tmp_path))
+            with pytest.raises(TimeoutError):
+                building.result(0.5)
+        assert Path(building.result(60).uri, "manifest.json").exists()
 
 
 # Opening what is absent, of another kind, or damaged

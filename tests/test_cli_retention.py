@@ -45,7 +45,7 @@ def store(tmp_path: Path) -> str:
 
 def test_what_is_withdrawn_is_traced_and_then_removed(run: Run, store: str) -> None:
     assert run("lineage")[1:] == ("", f"nothing is withdrawn from {store}\n")
-    code, out, err = run("withdraw", "--study", "films/s10", "--study", "films/s20")
+    code, out, err = run("withdraw", "--study", "phantom/s10", "--study", "phantom/s20")
     assert (code, Path(out.strip()).parent) == (0, Path(store, "withdrawn"))
     assert "2 studies and 0 patients are withdrawn" in err
     code, out, err = run("lineage")
@@ -67,8 +67,8 @@ def test_what_is_withdrawn_is_traced_and_then_removed(run: Run, store: str) -> N
 
 
 def test_a_study_can_be_traced_before_it_is_withdrawn(run: Run, store: str) -> None:
-    assert len(run("lineage", "--patient", "films/p1")[1].splitlines()) == 3
-    assert "no artifact of the store was made with any" in run("lineage", "--study", "films/s99")[2]
+    assert len(run("lineage", "--patient", "phantom/p1")[1].splitlines()) == 3
+    assert "no artifact of the store was made with any" in run("lineage", "--study", "phantom/s99")[2]
     assert not Withdrawn.load(store)
 
 
@@ -88,6 +88,40 @@ def test_a_hospital_names_its_own_numbers_in_files(
     assert "0451" not in out + err + Path(out.strip()).read_text()
 
 
+def test_ids_that_match_nothing_are_told_and_withdrawn_all_the_same(run: Run, store: str) -> None:
+    assert "warning" not in run("withdraw", "--study", "phantom/s10", "--patient", "phantom/p2")[2]
+    code, _, err = run(
+        "withdraw", "--study", "phantom/s10", "--study", "phantom/s99", "--patient", "phantom/p9"
+    )
+    assert code == 0
+    assert "no cohort of the store holds 1 of the 2 studies and 1 of the 1 patients: where" in err
+    assert "s99" not in err
+    assert "phantom/s99" in Withdrawn.load(store).studies
+    next(Path(store).glob("shards/*")).write_bytes(b"")
+    code, _, err = run("withdraw", "--study", "phantom/s11")
+    assert code == 0
+    assert "which of them the store's cohorts hold is not known" in err
+    assert "phantom/s11" in Withdrawn.load(store).studies
+
+
+def test_a_store_that_is_not_there_is_made_only_when_asked(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("withdraw", "--study", "phantom/s10")
+    assert code == 2
+    assert "there is no store at" in err
+    assert not (tmp_path / "store").exists()
+    assert run("withdraw", "--study", "phantom/s10", "--new-store")[0] == 0
+    assert Withdrawn.load(str(tmp_path / "store")).studies == {"phantom/s10"}
+
+
+def test_withdrawn_shards_that_stay_are_told(run: Run, store: str) -> None:
+    first = next(Path(store).glob("shards/*")).stem
+    note = Path(store, ".work", "cohort-0123456789abcdef", "notes", "shard-000000.json")
+    note.parent.mkdir(parents=True)
+    note.write_text(f'{{"shard": {{"sha256": "{first}"}}}}')
+    run("withdraw", "--study", "phantom/s10", "--study", "phantom/s20")
+    assert "gc: 1 shards with withdrawn studies stay" in run("gc", "--drop-withdrawn")[2]
+
+
 def test_a_young_shard_is_said_to_stay(run: Run, store: str) -> None:
     manifest = next(Path(store).glob("cohort/*/manifest.json"))
     manifest.unlink()
@@ -103,6 +137,7 @@ def test_a_young_shard_is_said_to_stay(run: Run, store: str) -> None:
         (("withdraw",), "nothing to withdraw: name studies or patients"),
         (("withdraw", "--study", "Jane Doe"), "study 1 is no id such as corpus/study_id"),
         (("withdraw", "--study", "s1"), "study 1 is no id"),
+        (("withdraw", "--patient", "north/Doe"), "name an institution's own numbers with --institution"),
         (("withdraw", "--study", "a/b", "--reason", "She asked."), "the reason is a code"),
         (
             ("withdraw", "--studies-from", "/nowhere/ids.txt"),
@@ -123,7 +158,7 @@ def test_a_users_mistake_ends_with_2_and_names_it(
     run: Run, store: str, arguments: tuple[str, ...], said: str, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.txt"
-    bad.write_text("films/p1\nJane Doe\n")
+    bad.write_text("phantom/p1\nJane Doe\n")
     code, out, err = run(*(str(bad) if each == "BAD" else each for each in arguments))
     assert code == 2
     assert said in err

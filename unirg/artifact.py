@@ -26,7 +26,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
@@ -271,7 +271,8 @@ class Draft:
         target = storage.local_path(self.uri)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self.out.rename(target)
+            with gc_lock(self.uri.rsplit("/", 2)[0]):
+                self.out.rename(target)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
@@ -324,6 +325,7 @@ def draft(
     work = work_root(store) / f"{stage}-{key[:16]}"
     found = find(uri)
     if found:
+        _clear(work)
         yield Draft(uri, stage, version, key, config, inputs, work, found)
         return
     with storage.explained(str(work)):
@@ -342,6 +344,34 @@ def draft(
         yield new
         if new.committed:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _clear(work: Path) -> None:
+    """Remove what a process killed after its commit left; one that is still there does so itself.
+
+    An institution's paths and reports may lie in its scratch.
+    """
+    if work.exists():
+        with suppress(OSError), work.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def gc_lock(store: str, exclusive: bool = False) -> Iterator[None]:
+    """Shared: `unirg gc`, which takes it alone for each removal, waits. Of no effect on object storage.
+
+    Who finds a shard there and renews it, or commits what lists it, holds it meanwhile: else gc could look
+    before, and remove after.
+    """
+    if not storage.is_local(store):
+        yield
+        return
+    root = work_root(store)
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "gc.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        yield
 
 
 def work_root(store: str) -> Path:

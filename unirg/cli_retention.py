@@ -11,7 +11,7 @@ from unirg import telemetry
 from unirg.errors import UserError
 
 if TYPE_CHECKING:
-    from unirg.cohort.withdrawal import Kind
+    from unirg.cohort.withdrawal import Kind, Withdrawn
 
 app = typer.Typer()
 
@@ -28,7 +28,9 @@ Institution = Annotated[
     str,
     typer.Option(
         "--institution",
-        help="The ids are this institution's own accession and patient numbers, hashed with UNIRG_SITE_KEY. "
+        help="The ids are this institution's own numbers, hashed with UNIRG_SITE_KEY as it was staged: of a "
+        "study what its row has in the first it fills of study_id, accession, accession_number, "
+        "study_instance_uid; of a patient in the first of patient_id, mrn, else DICOM's PatientID. "
         "A shell keeps what is typed: better name files.",
     ),
 ]
@@ -43,20 +45,36 @@ def withdraw(
     patients_from: PatientFile = "",
     institution: Institution = "",
     reason: Annotated[str, typer.Option(help="A code such as consent, not a text.")] = "withdrawn",
+    new_store: Annotated[
+        bool, typer.Option("--new-store", help="There need be no store yet: this makes one.")
+    ] = False,
     store: Store = STORE,
 ) -> None:
-    """Keep studies and patients out of every later cohort of the store. Nothing takes this back."""
+    """Keep studies and patients out of every later cohort of the store. Nothing takes this back.
+
+    What is withdrawn of iu_xray, mimic_cxr, chexpert_plus or rexgradient is withdrawn of rexrank_* too.
+    """
     from unirg.cohort import withdrawal
+    from unirg.lifecycle.lineage import held, names
 
     with telemetry.span("withdraw"):
         studies = _ids("study", study, studies_from, institution)
         patients = _ids("patient", patient, patients_from, institution)
+        if not (new_store or names(store)):
+            raise UserError(f"there is no store at {store}: check --store, or make it with --new-store")
         entry = withdrawal.withdraw(store, studies, patients, reason)
-    told = f"{len(set(studies))} studies and {len(set(patients))} patients are withdrawn"
+        asked = withdrawal.Withdrawn.of(studies, patients)
+        try:
+            there = held(store, asked)
+        except UserError as error:  # withdrawn they are
+            print(f"warning: which of them the store's cohorts hold is not known: {error}", file=sys.stderr)
+            there = asked
+    told = f"{len(asked.studies)} studies and {len(asked.patients)} patients are withdrawn"
     print(
         f"{told}; `unirg lineage` lists what saw them, `unirg gc --drop-withdrawn` removes their cohorts",
         file=sys.stderr,
     )
+    _tell_unmatched(asked, there, institution)
     print(entry)
 
 
@@ -110,6 +128,24 @@ def gc(
     told = f"{len(freed.cohorts)} cohorts, {freed.shards} shards, {freed.bytes / 1e6:.1f} MB"
     waiting = f"; {freed.waiting} younger shards stay for now" if freed.waiting else ""
     print(f"gc: {told} {'would be ' if dry_run else ''}freed{waiting}", file=sys.stderr)
+    if freed.tainted:
+        print(
+            f"gc: {freed.tainted} shards with withdrawn studies stay, as unfinished work names them or they "
+            "came into use again: repeat it when the work is done",
+            file=sys.stderr,
+        )
+
+
+def _tell_unmatched(asked: Withdrawn, there: Withdrawn, institution: str) -> None:
+    studies, patients = len(asked.studies - there.studies), len(asked.patients - there.patients)
+    if not studies + patients:
+        return
+    columns = "the columns (--help tells which) and UNIRG_SITE_KEY" if institution else "their spelling"
+    print(
+        f"warning: no cohort of the store holds {studies} of the {len(asked.studies)} studies and {patients} "
+        f"of the {len(asked.patients)} patients: where they were staged, check {columns}",
+        file=sys.stderr,
+    )
 
 
 def _ids(kind: Kind, given: list[str] | None, file: str, institution: str) -> list[str]:

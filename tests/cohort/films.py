@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -30,6 +30,7 @@ class Films:
     failing: frozenset[int] = frozenset()
     crashing: frozenset[int] = frozenset()
     hanging: frozenset[int] = frozenset()
+    stalling: frozenset[int] = frozenset()
     alike: frozenset[int] = frozenset()
     public: bool = False
     name: str = "films"
@@ -61,8 +62,13 @@ class Films:
             impression=f"Impression of {number}." if number % 2 and number not in self.mute else None,
         )
 
-    def read(self, image: Image, size: int | None = None) -> np.ndarray:
+    def read(
+        self, image: Image, size: int | None = None, fetched: Callable[[], None] = lambda: None
+    ) -> np.ndarray:
         number = int(str(image.uri).rpartition("/")[2].removesuffix(".png"))
+        if number in self.stalling:
+            time.sleep(2)
+        fetched()
         if number in self.unreadable:
             raise UnreadableImage("corrupt or truncated")
         if number in self.failing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -96,3 +97,21 @@ def test_an_image_is_near_itself_in_another_brightness_and_far_from_another() ->
     assert bits(image_fingerprint(films[0]), image_fingerprint(darker)) <= DISTANCE
     assert bits(image_fingerprint(films[0]), image_fingerprint(films[1])) > DISTANCE
     assert image_fingerprint(np.full((512, 512), 17, np.uint8)) == BLANK
+
+
+def test_many_skewed_fingerprints_are_told_in_seconds_and_little_memory() -> None:
+    """As of phantoms: 64 bits that tell as much as twenty, so that every bucket is full."""
+    draw = np.random.default_rng(0)
+    drawn = draw.random((50_000, 64)) < np.where(np.arange(64) < 20, 0.5, 0.01)
+    values = np.packbits(drawn, axis=1).view(">u8").ravel().astype(np.uint64)
+    names = ["test" if row % 5 == 0 else "train" for row in range(len(values))]
+    began = time.process_time()
+    tracemalloc.start()
+    try:
+        pairs = list(across_splits("image", names, names, values))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(pairs) > 9_000
+    assert time.process_time() - began < 20
+    assert peak < 30e6

@@ -255,7 +255,7 @@ def test_signed_and_big_endian_values_are_read_as_such() -> None:
     assert np.array_equal(imaging.decode(dicom(swapped, transfer_syntax=ExplicitVRBigEndian)), FILM)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.binary(max_size=300),
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\0" * 128 + b"DICM"]),
@@ -268,7 +268,6 @@ def test_no_bytes_whatever_raise_anything_but_unreadable(tail: bytes, magic: byt
 sides = st.integers(1, 90)
 
 
-@settings(deadline=None)
 @given(sides, sides, st.sampled_from(["stretch", "pad", "crop"]), st.integers(0, 255), st.integers(1, 64))
 def test_a_resized_film_is_square_and_keeps_its_range(
     height: int, width: int, mode: imaging.ResizeMode, grey: int, size: int

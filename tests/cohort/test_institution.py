@@ -186,7 +186,7 @@ def test_a_quote_within_a_field_is_a_mark_of_inches(tmp_path: Path) -> None:
         ("Ms. Quillfeather's film", f"Ms. {REMOVED}'s film", 1),
         ("QUILLFEATHER, TAMSIN J", f"{REMOVED}", 1),
         ("J. Tamsin Quillfeather", f"{REMOVED}", 1),
-        ("Tamsin J. Quillfeather", f"{REMOVED} J. {REMOVED}", 2),
+        ("Tamsin J. Quillfeather", REMOVED, 1),
         ("acc00714, ACC 00714 and Acc_00714", f"{REMOVED}, {REMOVED} and {REMOVED}", 3),
         ("QuillfeatherTamsinJ", REMOVED, 1),
         ("Tamsinite deposits, vitamin J", "Tamsinite deposits, vitamin J", 0),
@@ -222,7 +222,7 @@ def test_a_name_is_found_in_either_unicode_form(tmp_path: Path) -> None:
         assert only(table(tmp_path, row)).findings == f"Mr. {REMOVED}."
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     mrn=st.from_regex(r"[0-9]{5,10}", fullmatch=True),
     name=st.lists(st.from_regex(r"[A-Z][a-z]{2,9}", fullmatch=True), min_size=1, max_size=3),

@@ -32,6 +32,22 @@ def test_headers_names_and_numbers_are_removed_from_the_reports_they_belong_to(t
     assert institution.removed == {"the study's own identifier": 4}
 
 
+def test_every_value_of_a_header_is_removed_and_a_hostile_number_of_them_is_bounded(tmp_path: Path) -> None:
+    dicom(
+        tmp_path / "a.dcm",
+        PatientName="GIANNONE^MARIA",
+        OtherPatientIDs=["ALIAS771", *(f"NO{number}" for number in range(9000))],
+        OtherPatientNames=["Foo^Barbra", "Zimmerling^Kate"],
+        PhysiciansOfRecord=["Ward^A", "Okonkwo^Ada"],
+        OperatorsName=["Finch^B", "Haddad^Noor"],
+    )
+    report = "FINDINGS: giannone ZIMMERLING ALIAS771 NO7; Ada Okonkwo, Noor Haddad; ward, haddad."
+    institution = corpus(tmp_path, {**ROW, "report": report})
+    assert only(institution).findings == (
+        f"{REMOVED} {REMOVED} {REMOVED} {REMOVED}; {REMOVED}, {REMOVED}; ward, haddad."
+    )
+
+
 @pytest.mark.parametrize("charset", ["ISO_IR 100", "ISO_IR 192", "ISO_IR 144", None])
 def test_a_name_is_found_in_the_report_whatever_character_set_the_header_has(
     tmp_path: Path, charset: str | None

@@ -36,7 +36,7 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(TEXTS, VALUES), st.sampled_from([None, 1]), st.booleans())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 def test_any_object_is_read_as_json_reads_it_however_the_pieces_fall(
     small_chunks: None, members: dict[str, Any], indent: int | None, ascii_only: bool
 ) -> None:

@@ -280,7 +280,8 @@ def test_a_row_with_a_malformed_id_is_dropped_by_number(tmp_path: Path, changed:
     rows = [film(1), film(2, study=50000002)]
     adapter = corpus(tmp_path, rows)
     write(tmp_path, {f"{METADATA}.csv.gz": gz([rows[0], rows[1] | changed], METADATA_COLUMNS)})
-    bad, good = adapter.records()
+    bad, good, orphan = adapter.records()
+    assert orphan == Dropped("s50000002", "no image in the metadata")
     assert bad == Dropped("metadata-row-2", "malformed id in the metadata")
     assert good.study_id == "s50414267"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cohort.mimic import REPORT, film, folder, reports, tables, tree, write, zipped
+from tests.cohort.mimic import REPORT, dropped, film, folder, reports, tables, tree, write, zipped
 from unirg.cohort.corpora import Dropped, mimic_reports
 from unirg.cohort.corpora.mimic_cxr import MimicCXR
 from unirg.cohort.corpora.mimic_reports import ARCHIVE, MAX_REPORT
@@ -98,3 +98,16 @@ def test_an_encrypted_or_oddly_compressed_report_drops_its_study(tmp_path: Path)
     for archive in (bytes(encrypted), zipped(reports(rows), zipfile.ZIP_LZMA)):
         (record,) = MimicCXR(write(tmp_path, tables(rows) | tree(rows) | {ARCHIVE: archive})).records()
         assert record == Dropped("s50414267", "damaged report")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "zip"])
+def test_a_report_without_an_image_in_the_metadata_is_dropped_by_its_id(tmp_path: Path, packed: bool) -> None:
+    known = film(1)
+    texts = reports([known, film(2, study=59999999), film(3, subject=19999999, study=50000001)])
+    files = {ARCHIVE: zipped(texts)} if packed else texts
+    adapter = MimicCXR(write(tmp_path, tables([known]) | tree([known]) | files))
+    assert {(one.study_id, one.reason) for one in dropped(adapter)} == {
+        ("s59999999", "no image in the metadata"),
+        ("s50000001", "no image in the metadata"),
+    }
+    assert sum(isinstance(record, Study) for record in adapter.records()) == 1

@@ -99,7 +99,7 @@ def test_another_seed_gives_other_studies() -> None:
     assert one != other
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 2**40))
 def test_the_first_studies_do_not_depend_on_how_many_are_asked_for(few: int, more: int, seed: int) -> None:
     few, more = sorted((few, more))

@@ -252,8 +252,6 @@ def test_without_a_heading_for_findings_the_last_paragraphs_are_theirs() -> None
     found = sections(f"{lead} \n Lungs are clear.\n \n IMPRESSION: Normal.")
     assert found == Sections("Lungs are clear.", "Normal.", comparison="None.", history="Cough.")
     assert sections(lead) == Sections(comparison="None.", history="Cough.")
-    text = "INDICATION: Cough.\n\nFever.\n\nIMPRESSION: Normal."
-    assert sections(text) == Sections(impression="Normal.", indication="Cough.\n\nFever.")
 
 
 @pytest.mark.parametrize(

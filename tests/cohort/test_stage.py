@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,8 +23,9 @@ from unirg.artifact import Artifact, ArtifactError
 from unirg.cohort import stage as staging
 from unirg.cohort.intake import Intake
 from unirg.cohort.reader import DROPPED, DUPLICATES, Cohort
+from unirg.cohort.shards import ShardWriter
 from unirg.cohort.splits import SplitConfig
-from unirg.cohort.stage import ShardWriter, StageConfig, stage
+from unirg.cohort.stage import StageConfig, stage
 from unirg.cohort.withdrawal import withdraw
 from unirg.errors import UserError
 from unirg.telemetry import InternalError
@@ -309,16 +311,33 @@ def test_every_record_that_became_no_study_is_listed_with_its_reason(staged: Sta
 def test_a_withdrawn_study_is_in_no_later_cohort_and_no_later_ones_prior(
     staged: Staged, tmp_path: Path
 ) -> None:
-    before = staged(Films(count=8))
-    withdraw(str(tmp_path / "store"), ["films/s002"], ["films/p003", "others/p000"])
-    after = staged(Films(count=8))
+    before = staged(Films(count=8, name="phantom"))
+    withdraw(str(tmp_path / "store"), ["phantom/s002"], ["phantom/p003", "iu_xray/p000"])
+    after = staged(Films(count=8, name="phantom"))
     assert before.uri != after.uri
     cohort = Cohort.open(after)
     assert [study.study_id for study in cohort.studies()] == ["s000", "s001", "s003", "s004", "s005"]
     assert cohort.index.dropped == {"withdrawn": 3}
     assert cohort["s003"].prior_study_id is None
-    withdraw(str(tmp_path / "store"), ["others/s001"])
-    assert staged(Films(count=8)).uri == after.uri
+    withdraw(str(tmp_path / "store"), ["iu_xray/s001"])
+    assert staged(Films(count=8, name="phantom")).uri == after.uri
+
+
+def test_what_is_withdrawn_while_it_is_staged_is_in_no_cohort(
+    staged: Staged, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    corpus, store = Films(count=6, name="phantom"), str(tmp_path / "store")
+    finished = staging._assemble
+
+    def meanwhile(*given: Any) -> Any:
+        withdraw(store, ["phantom/s002"])
+        return finished(*given)
+
+    with monkeypatch.context() as once:
+        once.setattr(staging, "_assemble", meanwhile)
+        with pytest.raises(UserError, match="withdrawn while these were staged: run the same command again"):
+            staged(corpus, store)
+    assert "s002" not in {study.study_id for study in Cohort.open(staged(corpus, store)).studies()}
 
 
 def test_a_decoder_that_crashes_or_hangs_costs_its_study_alone(staged: Staged) -> None:

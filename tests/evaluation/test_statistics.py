@@ -76,7 +76,7 @@ def test_the_interval_of_a_paired_difference_is_narrower_than_those_of_its_parts
     assert not excludes_zero(np.nan, np.nan)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     values=st.lists(st.floats(-5, 5) | st.just(float("nan")), min_size=2, max_size=40),
     people=st.integers(1, 8),

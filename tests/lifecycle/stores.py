@@ -30,7 +30,7 @@ class Made(Config):
 def study(study_id: str, split: str) -> Study:
     """Study `s12` is of patient `p1`: ten studies each."""
     return Study(
-        corpus="films",
+        corpus="phantom",
         study_id=study_id,
         patient_id=f"p{study_id[1:-1]}",
         institution="north",
@@ -55,7 +55,7 @@ def cohort(store: str, *groups: Sequence[Name]) -> Artifact:
         if draft.committed:
             return draft.committed
         shards = tuple(put_shard(store, group) for group in groups)
-        index = Index(corpus="films", hold_out=(), shards=shards, dropped={}, account={}, duplicates={})
+        index = Index(corpus="phantom", hold_out=(), shards=shards, dropped={}, account={}, duplicates={})
         (draft.out / INDEX).write_text(index.model_dump_json())
         (draft.out / "logs").mkdir()
         (draft.out / "logs" / "log").write_text("x")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import signal
 import subprocess
 import sys
@@ -16,10 +15,11 @@ from hypothesis import strategies as st
 
 from tests.conftest import S3
 from tests.lifecycle.stores import age, cohort, put_shard, shards, snapshot
-from unirg import storage
+from unirg import artifact
 from unirg.artifact import ArtifactError
 from unirg.cohort.reader import Cohort
 from unirg.cohort.withdrawal import Withdrawn, withdraw
+from unirg.config import Config
 from unirg.errors import UserError
 from unirg.lifecycle import retention
 from unirg.lifecycle.lineage import artifacts, lineage
@@ -67,7 +67,7 @@ def test_a_dry_run_tells_the_same_and_frees_nothing(tmp_path: Path) -> None:
     store = str(tmp_path)
     cohort(store, A, B)
     put_shard(store, C)
-    withdraw(store, ["films/s10"])
+    withdraw(store, ["phantom/s10"])
     age(store)
     before = snapshot(tmp_path)
     tried: list[str] = []
@@ -109,7 +109,7 @@ def test_a_shard_that_was_renewed_after_the_listing_stays(
     assert orphan.sha256 in shards(store)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.data())
 def test_no_shard_that_a_remaining_cohort_lists_is_ever_touched(data: st.DataObject) -> None:
     groups = st.lists(st.sampled_from(POOL), min_size=1, max_size=3, unique_by=lambda group: group[0][0])
@@ -121,7 +121,7 @@ def test_no_shard_that_a_remaining_cohort_lists_is_ever_touched(data: st.DataObj
             age(store)
         gone = data.draw(st.sets(st.sampled_from([name for group in POOL for name, _ in group]), max_size=3))
         if gone:
-            withdraw(store, [f"films/{name}" for name in gone])
+            withdraw(store, [f"phantom/{name}" for name in gone])
         drop = data.draw(st.booleans())
         if data.draw(st.booleans()):
             put_shard(store, POOL[0])
@@ -136,58 +136,13 @@ def test_no_shard_that_a_remaining_cohort_lists_is_ever_touched(data: st.DataObj
         assert {one.uri for one in artifacts(store)} == left
 
 
-# Work in progress
-
-
-def unfinished(store: str, digest: str) -> str:
-    """A note of a run that has put a shard and no cohort yet, as `stage` leaves it; its folder."""
-    note = f'{{"shard": {{"sha256": "{digest}"}}}}'.encode()
-    storage.put_new(f"{store}/.work/cohort-0123456789abcdef/notes/shard-000000.json", note)
-    return f"{store}/.work/cohort-0123456789abcdef"
-
-
-def test_a_shard_that_unfinished_work_counts_on_stays_however_old_it_is(tmp_path: Path) -> None:
-    store = str(tmp_path)
-    orphan = put_shard(store, C)
-    age(store)
-    work = Path(unfinished(store, orphan.sha256))
-    assert gc(store).shards == 0
-    age(store)
-    with work.with_suffix(".lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert gc(store).shards == 0
-        assert work.exists()
-    assert orphan.sha256 in shards(store)
-
-
-def test_abandoned_work_goes_before_its_shards_so_that_no_later_run_trusts_its_notes(tmp_path: Path) -> None:
-    store = str(tmp_path)
-    orphan = put_shard(store, C)
-    work = Path(unfinished(store, orphan.sha256))
-    age(store)
-    assert gc(store, dry_run=True).shards == 1
-    assert work.exists()
-    assert gc(store).shards == 1
-    assert not work.exists()
-    assert shards(store) == set()
-
-
-def test_notes_of_other_machines_count_in_a_bucket(moto_s3: S3) -> None:
-    store = f"s3://{moto_s3.bucket()}/store"
-    orphan = put_shard(store, C)
-    unfinished(store, orphan.sha256)
-    assert (gc(store).shards, gc(store).waiting) == (0, 0)
-    assert gc(store, grace_s=-60).shards == 1
-    assert moto_s3.client().list_objects_v2(Bucket=store.split("/")[2])["KeyCount"] == 0
-
-
 # Cohorts with withdrawn studies
 
 
 def test_without_being_asked_no_cohort_is_dropped(tmp_path: Path) -> None:
     store = str(tmp_path)
     made = cohort(store, A)
-    withdraw(store, ["films/s10"])
+    withdraw(store, ["phantom/s10"])
     age(store)
     assert gc(store) == retention.Freed()
     assert whole(made.uri)
@@ -195,7 +150,7 @@ def test_without_being_asked_no_cohort_is_dropped(tmp_path: Path) -> None:
 
 def test_a_cohort_with_a_withdrawn_study_goes_with_the_shard_that_holds_it_at_once(store: str) -> None:
     first, second = cohort(store, A, B), cohort(store, B, C)
-    withdraw(store, patients=["films/p1"])
+    withdraw(store, patients=["phantom/p1"])
     freed = gc(store, drop_withdrawn=True)
     assert freed.cohorts == [first.uri]
     assert freed.shards == 1
@@ -211,10 +166,10 @@ def test_a_shard_that_holds_a_withdrawn_study_goes_also_when_an_earlier_run_drop
 ) -> None:
     store = str(tmp_path)
     cohort(store, A, B)
-    withdraw(store, ["films/s10"])
+    withdraw(store, ["phantom/s10"])
     gc(store, drop_withdrawn=True)
     assert len(shards(store)) == 1
-    withdraw(store, ["films/s20"])
+    withdraw(store, ["phantom/s20"])
     assert gc(store, drop_withdrawn=True).shards == 1
     assert shards(store) == set()
 
@@ -224,7 +179,7 @@ def test_the_copies_of_this_machine_go_too(moto_s3: S3, cache: Path) -> None:
     made = cohort(store, A)
     assert whole(made.uri)
     assert list((cache / "shards").iterdir())
-    withdraw(store, ["films/s10"])
+    withdraw(store, ["phantom/s10"])
     gc(store, drop_withdrawn=True)
     assert list((cache / "shards").iterdir()) == []
     keys = [
@@ -236,7 +191,7 @@ def test_the_copies_of_this_machine_go_too(moto_s3: S3, cache: Path) -> None:
 def test_a_cohort_staged_anew_under_the_same_key_is_no_rest(tmp_path: Path) -> None:
     store = str(tmp_path)
     cohort(store, A)
-    withdraw(store, ["films/s10"])
+    withdraw(store, ["phantom/s10"])
     gc(store, drop_withdrawn=True)
     again = cohort(store, A)
     gc(store)
@@ -264,7 +219,7 @@ retention.gc(store, drop_withdrawn=True)
 def damaged_store(store: str) -> tuple[str, str]:
     """Two cohorts, one of which is to be dropped."""
     pair = cohort(store, A, B, C), cohort(store, B)
-    withdraw(store, ["films/s10", "films/s30"])
+    withdraw(store, ["phantom/s10", "phantom/s30"])
     return pair[0].uri, pair[1].uri
 
 
@@ -284,7 +239,7 @@ def test_killed_at_any_deletion_a_cohort_is_whole_or_none_and_a_rerun_completes(
     else:
         with pytest.raises(ArtifactError, match="no artifact at"):
             Cohort.open(dropped)
-    assert [len(one.held) for one in lineage(store, Withdrawn.of(["films/s10"])).reached] == (
+    assert [len(one.held) for one in lineage(store, Withdrawn.of(["phantom/s10"])).reached] == (
         [1] if deletions == 0 else []
     )
     gc(store, drop_withdrawn=True)
@@ -319,12 +274,29 @@ def test_broken_off_at_any_deletion_in_a_bucket_a_rerun_completes(moto_s3: S3, d
 # What stops it before anything is freed
 
 
+def test_a_cohort_of_another_version_is_named_by_gc_and_lineage(tmp_path: Path) -> None:
+    store = str(tmp_path)
+    cohort(store, A)
+    put_shard(store, C)
+    with artifact.draft(store, "cohort", 0, Config(), {}) as draft:
+        (draft.out / "cohort.json").write_text('{"corpus": "phantom", "shards": []}')
+        old = draft.commit()
+    age(store)
+    before = snapshot(tmp_path)
+    for ask in (gc, lambda store: lineage(store, Withdrawn.of(["phantom/s10"])), lambda _: Cohort.open(old)):
+        with pytest.raises(
+            ArtifactError, match=f"{old.uri} is a cohort of another version: .* stage it again"
+        ):
+            ask(store)
+    assert snapshot(tmp_path) == before
+
+
 @pytest.mark.parametrize("damage", ["manifest", "index", "withdrawal"])
 def test_what_cannot_be_read_stops_it_before_anything_is_freed(tmp_path: Path, damage: str) -> None:
     store = str(tmp_path)
     made = cohort(store, A)
     put_shard(store, C)
-    entry = withdraw(store, ["films/s10"])
+    entry = withdraw(store, ["phantom/s10"])
     files = {"manifest": f"{made.uri}/manifest.json", "index": f"{made.uri}/cohort.json", "withdrawal": entry}
     Path(files[damage]).write_text("{")
     age(store)

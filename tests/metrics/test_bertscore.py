@@ -105,7 +105,7 @@ def test_a_score_is_what_the_definition_says(directory: Path, candidate: str, re
 
 
 @given(st.text(min_size=1, max_size=40).map(str.strip).filter(bool))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_first_word_is_tokenised_as_after_a_space(directory: Path, text: str) -> None:
     (found,) = _scorer(directory).read([text])
     spaces_as_one = " ".join(piece for piece in text.split(" ") if piece)
@@ -168,7 +168,7 @@ def _alone(directory: Path, candidate: str, reference: str) -> float:
     return _score(_scorer(directory), candidate, reference)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(TEXTS)), min_size=1, max_size=12),
     st.sampled_from(BUDGETS),

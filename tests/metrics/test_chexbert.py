@@ -170,7 +170,7 @@ def _alone(directory: Path, candidate: str, reference: str) -> dict[str, float]:
     return scorer.compare(scorer.read([candidate]), scorer.read([reference]))[0]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(TEXTS)), min_size=1, max_size=12),
     st.sampled_from(BUDGETS),

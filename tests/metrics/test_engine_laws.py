@@ -87,7 +87,7 @@ def test_random_models_tell_texts_apart(alone: Alone) -> None:
         assert len({round(values[name], 4) for values in alone.values()}) >= distinct
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     pairs=st.lists(st.sampled_from(PAIRS), max_size=16),
     tokens=st.integers(1, 1200),

@@ -194,7 +194,7 @@ def test_a_spreadsheets_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> 
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\r"), max_size=9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.tuples(

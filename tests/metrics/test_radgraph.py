@@ -93,7 +93,7 @@ def test_a_text_without_a_known_wordpiece_has_an_empty_graph(scorer: RadGraph) -
 
 
 @given(data=st.data())
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_graph_depends_on_its_text_alone(directory: Path, scorer: RadGraph, data: st.DataObject) -> None:
     known = tiny_radgraph.texts(30) + HOSTILE
     places = data.draw(st.lists(st.integers(0, len(known) - 1), min_size=1, max_size=25))

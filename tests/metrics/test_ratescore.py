@@ -295,7 +295,7 @@ def test_a_pair_is_undecided_where_the_same_words_have_two_types(scorer: RaTESco
 
 
 @given(st.lists(st.sampled_from(TYPES), min_size=1, max_size=9), st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_score_is_symmetric_and_between_zero_and_one(kinds: list[str], seed: int) -> None:
     generator = np.random.default_rng(seed)
     ours = _of(*kinds, embeddings=generator.random((len(kinds), 4)))
@@ -309,7 +309,7 @@ def test_the_score_is_symmetric_and_between_zero_and_one(kinds: list[str], seed:
 
 
 @given(st.permutations(range(len(TEXTS) - 1)), st.sampled_from((1, 40, 512, 100_000)), st.integers(0, 3))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_neither_order_nor_batch_nor_duplicates_change_what_is_read(
     directory_of_laws: Path, order: list[int], budget: int, copies: int
 ) -> None:

@@ -27,7 +27,7 @@ from tests.pipelines import site
 from unirg.cohort.corpora.institution import SITE_KEY_VARIABLE
 from unirg.cohort.intake import NO_SECTIONS
 from unirg.cohort.reader import INDEX
-from unirg.cohort.stage import UNREADABLE
+from unirg.cohort.shards import UNREADABLE
 from unirg.study import keyed_id
 
 VERBS = {

@@ -30,7 +30,7 @@ def test_what_was_written_is_read_sorted(tmp_path: Path) -> None:
     assert read(tmp_path / "j") == [record(0), record(1), record(2)]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cut=st.integers(0, 10_000))
 def test_a_journal_torn_anywhere_keeps_its_whole_lines_and_goes_on(
     tmp_path_factory: object, cut: int
@@ -47,7 +47,7 @@ def test_a_journal_torn_anywhere_keeps_its_whole_lines_and_goes_on(
     assert [one["study_id"] for one in read(path)] == [f"s{n:03d}" for n in range(whole)] + ["s900"]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(place=st.integers(0, 10_000), flip=st.integers(1, 255))
 def test_an_altered_line_counts_as_not_done(tmp_path_factory: object, place: int, flip: int) -> None:
     path = Path(tmp_path_factory.mktemp("altered")) / "j"  # type: ignore[attr-defined]

@@ -5,7 +5,7 @@ hold: names after a title, a label or before a degree; record, phone and social 
 addresses; ages over 89. DICOM headers are judged by the attributes that the Basic Profile of DICOM PS3.15
 (Table E.1-1) removes; staging keeps pixels alone, so a header never enters a cohort. What is found is
 counted by kind; its value goes nowhere. Patterns find the usual forms and no more: a name in the middle of
-a sentence is found only where the corpus knows it (`corpora.institution_values.identifiers`).
+a sentence is found only where the corpus knows it (`corpora.institution_values.own_identifiers`).
 """
 
 from __future__ import annotations
@@ -94,14 +94,18 @@ _DATES = (
     rf"(?<!\d)(?<!\d[/.-])(?P<value>(?:{_M}/{_D}|{_D}/{_M})/{_Y})(?!\d)",
     rf"(?<!\d)(?<!\d[/.-])(?P<value>(?:{_M}-{_D}|{_D}-{_M})-{_Y})(?!\d)",
     rf"(?<!\d)(?<!\d[/.-])(?P<value>{_Y}([-/.]){_M}\2{_D})(?:T\d\d:\d\d[\d:.]{{0,12}})?(?!\d)",
-    rf"{_ALONE}(?P<value>(?:{_D}\.{_M}|{_M}\.{_D})\.{_Y}){_ENDED}",
+    rf"{_ALONE}(?P<value>(?:{_D}\.{_M}|{_M}\.{_D})\.(?:{_Y}|\d\d(?!\s{{0,2}}(?:mm|cm)\b))){_ENDED}",
     rf"{_ALONE}(?P<value>(?:{_M}/{_D}|{_D}/{_M})/\d\d){_ENDED}",
     rf"{_ALONE}(?P<value>(?:{_M}-{_D}|{_D}-{_M})-\d\d){_ENDED}",
     rf"{_ALONE}(?P<value>{_M}/{_Y}){_ENDED}",
-    # A month and day alone look like a fraction, so they need a word before and none of counting behind.
+    # A month and day alone look like a fraction, so they need a word before and none of counting behind, or
+    # a time of day.
     rf"\b(?:[Dd]ated|DATED)\s{{1,4}}(?P<value>{_M}/{_D}){_ENDED}(?!\s{{1,4}}of\b)",
+    rf"{_ALONE}(?P<value>{_M}/{_D}|{_D}/{_M})(?=\s{{1,4}}at\s{{1,4}}(?:\d\d?:?\d\d\b|\d\d?\s?[aApP]\.?[mM]\b))",
     rf"\b(?P<value>{_MONTH}\.?\s{{1,4}}{_D}(?:st|nd|rd|th)?(?:,?\s{{1,4}}{_Y})?)\b(?!\s{{0,2}}(?:mm|cm|x)\b)",
-    rf"\b(?P<value>{_D}(?:st|nd|rd|th)?\s{{1,4}}(?:of\s{{1,4}})?{_MONTH}\.?,?\s{{1,4}}{_Y})\b",
+    rf"\b(?P<value>{_D}(?:st|nd|rd|th)?\s{{1,4}}(?:of\s{{1,4}})?{_MONTH}\.?,?\s{{1,4}}(?:{_Y}|['\u2019]?\d\d))\b",
+    # In capitals a segment or lobe 2 MAY be anything.
+    rf"\b(?P<value>{_D}(?:st|nd|rd|th)?\s{{1,4}}(?:of\s{{1,4}})?(?!MAY\b){_MONTH})\b",
     rf"\b(?P<value>{_D}-{_MONTH}-(?:{_Y}|\d\d))\b",
     rf"\b(?P<value>{_MONTH}\.?,?\s{{1,4}}(?:of\s{{1,4}})?{_Y})\b",
 )
@@ -109,17 +113,27 @@ _DATES = (
 # De-identified corpora write XXXX or ___ for a name; words that follow a title in a sentence are no names.
 _WORD = r"(?!XXXX|_)(?:[A-Z][a-z]{0,2}['\u2019])?[A-ZÀ-Þ][\w\u2019'-]{1,30}"
 _INITIAL = r"(?:\s{1,2}[A-Z]\.?(?=\s))?"
-_NAME = rf"{_WORD}{_INITIAL}(?:[ \t]{{1,2}}{_WORD}){{0,2}}"
-_FULL_NAME = rf"{_WORD}(?:,\s{{1,2}}|{_INITIAL}[ \t]{{1,2}}){_WORD}(?:[ \t]{{1,2}}[A-Z]\b\.?)?"
+_INITIALS = r"(?:[A-Z](?:\.[ \t]{0,2}|[ \t]{1,2}))"
+_PARTICLES = (
+    r"(?:(?:van|von|vom|zu[mr]?|der|den|de[lr]?|dela|della|di|da|dos?|das|du|la|le|el|al|bin|ibn|ter?|ten)"
+    r"[ \t]{1,2}){0,3}"
+)
+_SURNAME = rf"{_PARTICLES}{_WORD}"
+_NAME = rf"{_INITIALS}{{0,3}}{_SURNAME}{_INITIAL}(?:[ \t]{{1,2}}{_SURNAME}){{0,2}}"
+_FULL_NAME = (
+    rf"(?:{_INITIALS}{{1,3}}{_SURNAME}|"
+    rf"{_SURNAME}(?:,\s{{1,2}}|{_INITIAL}[ \t]{{1,2}}){_SURNAME}(?:[ \t]{{1,2}}[A-Z]\b\.?)?)"
+)
 _LABEL = (
     r"(?i:(?:patient(?:['\u2019]s)?|pt\.?)\s{1,2}name|name|(?:referring |attending |ordering )?physician|"
     r"radiologist|attending|resident|technologist|technician)"
 )
-_SIGNED = r"(?i:signed|dictated|read|interpreted|transcribed|approved|verified|attested)"
+_SIGNED = r"(?i:signed|dictated|read|reviewed|interpreted|transcribed|approved|verified|attested)"
 _NAMES = (
     # "MR" is magnetic resonance, "DR" digital radiography and "MS" multiple sclerosis: capitals need the full
     # stop, or are left alone.
-    rf"\b(?:(?:Dr|Drs|Mr|Mrs|Ms|Prof|DRS|MRS)\.?|DR\.|Doctor|Professor)[ \t]{{1,3}}(?P<value>{_NAME})",
+    rf"\b(?:(?:Dr|Drs|Mr|Mrs|Ms|Prof|DRS|MRS|DR)\.[ \t]{{0,3}}|"
+    rf"(?:Dr|Drs|Mr|Mrs|Ms|Prof|DRS|MRS|Doctor|Professor)[ \t]{{1,3}})(?P<value>{_NAME})",
     rf"\b{_LABEL}\s{{0,2}}:\s{{0,4}}(?P<value>{_FULL_NAME}|{_WORD})",
     rf"\b(?i:patient|pt)\s{{0,2}}:\s{{0,4}}(?P<value>{_FULL_NAME})",
     rf"\b{_SIGNED}\s{{1,2}}(?i:by):?\s{{1,4}}(?P<value>{_FULL_NAME})",
@@ -138,6 +152,9 @@ _PHONES = (
     r"(?<![\w+])(?P<value>\+[1-9]\d{0,2}(?:[ .()/-]{0,2}\d){7,13})(?![\w-])",
     r"\b(?i:pager|beeper|phone|telephone|tel|ext|extension|fax|cell|mobile)\b\.?"
     r"(?:\s{1,2}(?i:number|no)\b\.?)?\s{0,2}[:#]?\s{0,3}(?P<value>[\d(][\d() .-]{2,18}\d)(?![\w-])",
+    # Without a word before it, so short a number may be a range of images.
+    r"\b(?i:call(?:ed)?|paged?|contact(?:ed)?|reached|dial)(?:\s{1,2}(?i:at|on|back))?:?\s{1,3}"
+    r"(?P<value>\d{3}[ .-]\d{4})(?![\w-])",
 )
 _STREET = r"(?:Street|St|Avenue|Ave|Road|Rd|Boulevard|Blvd|Lane|Ln|Drive|Highway|Hwy|Parkway|Pkwy)"
 _CAPITAL_STREET = r"(?:STREET|AVENUE|ROAD|BOULEVARD|LANE|DRIVE|HIGHWAY|PARKWAY)"
@@ -202,8 +219,10 @@ _RECORD = re.compile(
 )
 _DEVICE = re.compile("SerialNumber|DeviceUID|DetectorID|PlateID|CassetteID|GantryID|DeviceID|UDI|NetworkID")
 _PLACEHOLDER = re.compile(
-    r"(?i)\W*|[x_*\d\W]+|.*(?:anonym|removed|redact|de-?ident|unknown|none|withheld|not given).*"
+    r"(?i)x*|anon(?:ym[a-z]*)?|removed|redacted|deident[a-z]*|de|identified|unknown|none|withheld|not|given|"
+    r"patient|name"
 )
+"""Of each word of a name: `Unknown^Maria` is somebody."""
 _MAX_NESTING = 8
 
 
@@ -237,7 +256,8 @@ def _kind(element: object, patient_id: str) -> str | None:
     if tag.is_private:
         return "private element"
     if vr == "PN":
-        return None if _PLACEHOLDER.fullmatch(text) or text == patient_id else "person's name"
+        placeholder = all(map(_PLACEHOLDER.fullmatch, re.split(r"[\W\d_]+", text)))
+        return None if placeholder or text == patient_id else "person's name"
     if vr == "AE":
         return "device"
     if _CONTACT.search(keyword):

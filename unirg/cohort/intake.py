@@ -23,7 +23,8 @@ DUPLICATE, WITHDRAWN = "duplicate study id", "withdrawn"
 
 _SCHEMA = """
 CREATE TABLE read (
-    corpus TEXT, patient TEXT, study TEXT PRIMARY KEY, institution TEXT, split TEXT, record TEXT
+    corpus TEXT, patient TEXT, study TEXT PRIMARY KEY, institution TEXT, split TEXT, usable INTEGER,
+    record TEXT
 );
 CREATE TABLE arranged (split TEXT, corpus TEXT, study TEXT, record TEXT);
 CREATE TABLE dropped (study TEXT, reason TEXT);
@@ -59,8 +60,7 @@ class Intake:
         with closing(self._open()) as database:
             if database.execute("PRAGMA user_version").fetchone()[0]:
                 return
-            database.executescript(_SCHEMA)
-            database.execute("BEGIN")
+            database.executescript(f"BEGIN; {_SCHEMA}")
             self._read(database, corpus, withdrawn)
             self._arrange(database, config, hold_out)
             database.execute("DROP TABLE read")
@@ -109,21 +109,17 @@ class Intake:
         for record in corpus.records():
             if isinstance(record, Dropped):
                 reason: str | None = record.reason
+            elif withdrawn(record):
+                reason = WITHDRAWN
             else:
-                reason = WITHDRAWN if withdrawn(record) else unusable(record)
-                if reason is None:
-                    row = (
-                        record.corpus,
-                        record.patient_id,
-                        record.study_id,
-                        record.institution,
-                        record.split,
-                    )
-                    new = database.execute(
-                        "INSERT OR IGNORE INTO read VALUES (?, ?, ?, ?, ?, ?)",
-                        (*row, record.model_dump_json()),
-                    ).rowcount
-                    reason = None if new else DUPLICATE
+                reason = unusable(record)
+                row = (record.corpus, record.patient_id, record.study_id, record.institution, record.split)
+                # One that cannot be used is an encounter of its patient all the same.
+                new = database.execute(
+                    "INSERT OR IGNORE INTO read VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (*row, reason is None, record.model_dump_json()),
+                ).rowcount
+                reason = reason if new else DUPLICATE
             if reason is not None:
                 database.execute("INSERT INTO dropped VALUES (?, ?)", (record.study_id, reason))
         database.executemany("INSERT INTO account VALUES (?, ?)", corpus.account().items())
@@ -136,27 +132,39 @@ class Intake:
         splits.check_hold_out(hold_out, [name for (name,) in names])
         drawn = None
         if config.validation_studies:
+            marks = ", ".join("?" * len(hold_out))
             owners = database.execute(
-                "SELECT corpus, patient, COUNT(*) FROM read WHERE split = 'train' GROUP BY corpus, patient"
+                "SELECT corpus, patient, SUM(split = 'train') AS training FROM read WHERE usable "
+                "GROUP BY corpus, patient HAVING training > 0 "
+                f"AND NOT MAX(institution IN ({marks}) OR corpus IN ({marks}))",
+                (*hold_out, *hold_out),
             )
             patients = [((corpus, patient), studies) for corpus, patient, studies in owners]
             drawn = splits.draw(patients, config.validation_studies, config.seed)
         disjoint = splits.Disjoint()
-        rows = database.execute("SELECT corpus, patient, record FROM read ORDER BY corpus, patient, study")
+        rows = database.execute(
+            "SELECT corpus, patient, usable, record FROM read ORDER BY corpus, patient, study"
+        )
         for _, of_patient in itertools.groupby(rows, key=lambda row: row[:2]):
-            linked = priors.link(Study.model_validate_json(record) for *_, record in of_patient)
-            kept, dropped = splits.assign(linked, config, hold_out, drawn)
+            read = [(usable, Study.model_validate_json(record)) for *_, usable, record in of_patient]
+            candidates = [study for usable, study in read if usable]
+            kept, dropped = splits.assign(candidates, config, hold_out, drawn)
             disjoint.watch(kept)
+            placed = {study.study_id: study for study in kept}
+            linked = priors.link((placed.get(study.study_id, study) for _, study in read), placed)
             database.executemany(
                 "INSERT INTO arranged VALUES (?, ?, ?, ?)",
-                [(study.split, study.corpus, study.study_id, study.model_dump_json()) for study in kept],
+                [
+                    (study.split, study.corpus, study.study_id, study.model_dump_json())
+                    for study in linked
+                    if study.study_id in placed
+                ],
             )
             if dropped:
-                left = {study.study_id for study in kept}
                 (reason,) = dropped  # a patient's studies are dropped for one reason
                 database.executemany(
                     "INSERT INTO dropped VALUES (?, ?)",
-                    [(study.study_id, reason) for study in linked if study.study_id not in left],
+                    [(study.study_id, reason) for study in candidates if study.study_id not in placed],
                 )
         disjoint.check()
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from unirg import storage
-from unirg.artifact import Artifact, FileEntry, cache_root, open_artifact, verified
+from unirg.artifact import Artifact, ArtifactError, FileEntry, cache_root, open_artifact, verified
 from unirg.errors import UserError
 from unirg.study import SCHEMA, Study
 
@@ -71,11 +71,16 @@ class Cohort:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
-        self.index = Index.model_validate_json(artifact.path(INDEX).read_bytes())
+        try:
+            self.index = Index.model_validate_json(artifact.path(INDEX).read_bytes())
+        except ValidationError:
+            raise ArtifactError(
+                f"{artifact.uri} is a cohort of another version: delete it and stage it again"
+            ) from None
 
     @classmethod
     def open(cls, source: str | Artifact) -> Cohort:
-        """Raises: ArtifactError where there is no cohort."""
+        """Raises: ArtifactError where there is no cohort, or one of another version."""
         return cls(open_artifact(source, "cohort") if isinstance(source, str) else source)
 
     @cache  # noqa: B019 - one entry per shard, gone with the cohort object's process

@@ -11,6 +11,8 @@ One line. Where the headings of at most one section start a line, those within i
     impression, context (`COMPARISON:`) needs the end of a sentence before it. In other reports a heading
     within a line counts if no line starts with its name and a sentence ends before it; within findings or
     impression only one that names the other of the two.
+Other styles. Where no line starts with the heading of a section so, one in lower case (`findings: clear`) or
+    with a dash for the colon (`FINDINGS - Clear`) counts, if findings or impression have one.
 Ends. Every known heading ends the section before it, and so do a title (`FINAL REPORT`), a signature and a
     full line of underscores. Any other upper-case heading (`LUNGS:`) is part of findings and impression, and
     ends a different section. `CHEST, TWO VIEWS:` heads findings where no other heading does.
@@ -21,7 +23,7 @@ No heading. Without a heading for findings, the paragraphs that follow the first
     before the impression (or of none) are the findings, less titles: they describe the image, and left in the
     comparison they would show the model its target. The public parser calls them `last_paragraph`, and
     trims the comparison likewise, where the impression is missing too; its labeller reads them as the
-    report. With an impression, only sentences qualify, and no second paragraph of an indication or history.
+    report. With an impression, only sentences qualify.
 
 Text is given as written but for its outer whitespace and for line ends, which become `\\n`. Every pattern is
 bounded or possessive: the time is linear in the length.
@@ -129,6 +131,10 @@ _LINE = re.compile(
     r")",
     re.MULTILINE,
 )
+_OTHER_STYLES = re.compile(
+    rf"^[^\S\n]*+(?=[A-Za-z])(?P<name>(?ai:{_any_of(_KIND)}))[^\S\n]{{0,9}}(?::|[-\u2013\u2014]{{1,2}}(?=\s))",
+    re.MULTILINE,
+)
 _WITHIN = re.compile(f"{_any_of(_KIND)}:")
 _MIDDLE = re.compile(r"[A-Za-z0-9/'-]")
 _VIEWS = re.compile(r"\b(?:CHEST|PORTABLE|FRONTAL|RADIOGRAPHS?|(?:PA|AP) AND LAT|(?:ONE|TWO) VIEWS?)\b")
@@ -182,6 +188,9 @@ def _parts(text: str) -> Iterator[_Part]:
 def _headings(text: str) -> Iterator[_Heading]:
     """Those of the possible headings that count."""
     lines = _possible_at_lines(text)
+    if not any(heading.place == "line" and heading.kind in _NAMED for heading in lines):
+        # In front, as of two that start together (`FINDINGS - A:` is a name in no list) the first counts.
+        lines = _in_other_styles(text) + lines
     within = _possible_within(text, {heading.end for heading in lines})
     named = [heading for heading in lines if heading.place == "line" and heading.kind in _NAMED]
     main = [heading for heading in named if heading.kind in _MAIN]
@@ -233,6 +242,14 @@ def _possible_at_lines(text: str) -> list[_Heading]:
     return found
 
 
+def _in_other_styles(text: str) -> list[_Heading]:
+    found = []
+    for match in islice(_OTHER_STYLES.finditer(text), MAX_HEADINGS):
+        kind, upper, _ = _known(match["name"])
+        found.append(_Heading(*match.span(), kind, upper, "line"))
+    return found if any(heading.kind in _MAIN for heading in found) else []
+
+
 def _possible_within(text: str, taken: set[int]) -> list[_Heading]:
     """Headings anywhere in a line, but those whose end is taken: they begin it."""
     found = []
@@ -279,7 +296,7 @@ def _unheaded(parts: Sequence[_Part], named: dict[str, str]) -> dict[str, str]:
         if part.kind != "other" and part.block == body:
             leading = part
     concluded = "impression" in named
-    if leading is None or (concluded and leading.kind in ("indication", "history")):
+    if leading is None:
         return {}
     first, rest = "", leading.text
     if leading.kind != "open":

@@ -64,7 +64,7 @@ def assign(
         if drawn is not None and not away and study.split == "validate":
             dropped[OFFICIAL_VALIDATION] += 1
             continue
-        if drawn is not None and study.split == "train" and patient in drawn:
+        if drawn is not None and split == "train" and study.split == "train" and patient in drawn:
             split = "validate"
         kept.append(study.model_copy(update={"split": split}))
     return kept, dropped

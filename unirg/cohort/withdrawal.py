@@ -5,7 +5,9 @@ it is not there. So repeating a request changes nothing, and of several writers 
 Nothing takes an entry back. What is withdrawn is the union of all entries.
 
 Ids are `corpus/study_id` and `corpus/patient_id` as the cohort has them. An institution names its own
-numbers (`own_ids`): only their keyed hashes are written. A broken entry stops whoever asks: to pass over it
+numbers (`own_ids`): only their keyed hashes are written, and other ids of an institution are refused. What is
+withdrawn of a public corpus is withdrawn of ReXrank's files of it (`rexrank_*`), whose studies tell whose
+they are. A broken entry stops whoever asks: to pass over it
 could bring a withdrawn patient back.
 """
 
@@ -30,6 +32,13 @@ from unirg.study import SAFE_ID, Study, keyed_id
 FOLDER = "withdrawn"
 LONGEST_LINE = 4096
 """Characters of a line in a file of ids; a safe id and its corpus have 257 at most."""
+
+PUBLIC = ("phantom", "iu_xray", "mimic_cxr", "chexpert_plus", "rexgradient")
+"""Corpora whose ids name nobody; ReXrank's are called `rexrank_` and one of these."""
+REXRANK = "rexrank_"
+_OPEN = re.compile(rf"(?:{REXRANK})?(?:{'|'.join(PUBLIC)})/.*")
+_KEYED = re.compile(r".*/[0-9a-f]{24}")
+"""As `keyed_id` makes them."""
 
 Kind = Literal["study", "patient"]
 COLUMNS: dict[str, tuple[str, ...]] = {"study": STUDY_COLUMNS, "patient": PATIENT_COLUMNS}
@@ -56,7 +65,7 @@ class Withdrawn:
 
     @classmethod
     def of(cls, studies: Iterable[str] = (), patients: Iterable[str] = ()) -> Withdrawn:
-        """Raises: UserError for an id that is none, by its position."""
+        """Raises: UserError for an id that is none, or an institution's own number, by its position."""
         return cls(frozenset(_checked("study", studies)), frozenset(_checked("patient", patients)))
 
     @classmethod
@@ -86,11 +95,22 @@ class Withdrawn:
 
     def holds(self, corpus: str, study_id: str, patient_id: str) -> bool:
         """`covers` for a study of which only the ids are at hand."""
-        return f"{corpus}/{study_id}" in self.studies or f"{corpus}/{patient_id}" in self.patients
+        return bool(self.naming(corpus, study_id, patient_id))
+
+    def naming(self, corpus: str, study_id: str, patient_id: str) -> Withdrawn:
+        """The entries that cover a study."""
+        studies, patients = [f"{corpus}/{study_id}"], [f"{corpus}/{patient_id}"]
+        if corpus.startswith(REXRANK):
+            whose = corpus.removeprefix(REXRANK)
+            # MIMIC-CXR: p10_p10999901_s50999901; IU X-ray: CXR1_IM-0001, its patient is the original's study.
+            own = {"mimic_cxr": study_id.rpartition("_")[2], "iu_xray": patient_id}.get(whose, study_id)
+            studies.append(f"{whose}/{own}")
+            patients.append(f"{whose}/{patient_id}")
+        return Withdrawn(self.studies.intersection(studies), self.patients.intersection(patients))
 
     def of_corpus(self, corpus: str) -> Withdrawn:
         """The part that concerns one corpus: another one's withdrawals need not make its cohorts anew."""
-        start = f"{corpus}/"
+        start = (f"{corpus}/", f"{corpus.removeprefix(REXRANK)}/")
         return Withdrawn(
             frozenset(name for name in self.studies if name.startswith(start)),
             frozenset(name for name in self.patients if name.startswith(start)),
@@ -125,7 +145,9 @@ def withdraw(
 def own_ids(
     institution: str, kind: Kind, values: Sequence[str], environ: Mapping[str, str] = os.environ
 ) -> list[str]:
-    """An institution's own accession or patient numbers -> the ids that its cohorts have.
+    """An institution's own study or patient numbers -> the ids that its cohorts have.
+
+    A study's number is what its row has in the first of `STUDY_COLUMNS` that it fills; a patient's likewise.
 
     Raises:
         UserError: no site key, or a value is empty.
@@ -189,15 +211,16 @@ def _csv_lines(file: IO[str], kind: Kind) -> Iterator[tuple[int, str]]:
     reader = csv.reader(_lines(file), strict=True)
     try:
         header = [column.strip().lower() for column in next(reader, [])]
-        column = next((header.index(name) for name in COLUMNS[kind] if name in header), None)
-        if column is None:
+        columns = [header.index(name) for name in COLUMNS[kind] if name in header]
+        if not columns:
             raise UserError(f"the file of ids has no column {' or '.join(COLUMNS[kind])} in its first line")
         for row in reader:
             if not row:
                 continue
             if len(row) != len(header):
                 raise UserError(f"the file of ids: line {reader.line_num} has not as many fields as line 1")
-            yield reader.line_num, row[column].strip()
+            # As the institution is staged: the first that the row fills.
+            yield reader.line_num, next((value for at in columns if (value := row[at].strip())), "")
     except csv.Error:
         raise UserError(f"the file of ids: line {reader.line_num} is not valid CSV: correct it") from None
 
@@ -224,6 +247,11 @@ def _checked(kind: Kind, values: Iterable[str]) -> Iterator[str]:
     for number, value in enumerate(values, 1):
         if not _is_id(value):
             raise UserError(f"{kind} {number} is no id such as corpus/{kind}_id: correct it")
+        if not (_OPEN.fullmatch(value) or _KEYED.fullmatch(value)):
+            raise UserError(
+                f"{kind} {number} is neither of a public corpus ({', '.join(PUBLIC)}, {REXRANK}...) "
+                "nor keyed: name an institution's own numbers with --institution, which hashes them"
+            )
         yield value
 
 

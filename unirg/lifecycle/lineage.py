@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unirg import storage
@@ -83,13 +82,8 @@ class Roll:
 
     def covered(self, withdrawn: Withdrawn) -> pa.Table:
         """Its rows of withdrawn studies."""
-        corpus, study, patient = (self.table[name] for name in IDS[:3])
-
-        def among(column: pa.ChunkedArray, names: frozenset[str]) -> pa.ChunkedArray:
-            qualified = pc.binary_join_element_wise(corpus, column, "/")
-            return pc.is_in(qualified, value_set=pa.array(sorted(names), pa.string()))
-
-        return self.table.filter(pc.or_(among(study, withdrawn.studies), among(patient, withdrawn.patients)))
+        ids = zip(*(self.table[name].to_pylist() for name in IDS[:3]), strict=True)
+        return self.table.filter(pa.array([withdrawn.holds(*row) for row in ids], pa.bool_()))
 
 
 def rolls(store: str) -> Iterator[Roll]:
@@ -118,8 +112,8 @@ def names(store: str, *folder: str) -> list[str]:
         return []
 
 
-def artifacts(store: str, stage: str = "") -> list[Artifact]:
-    """Every committed artifact of the store, or those of one stage.
+def artifacts(store: str, stage: str = "", known: Collection[str] = ()) -> list[Artifact]:
+    """Every committed artifact of the store, or those of one stage; `known` keys are left out.
 
     Raises:
         ArtifactError: a manifest is not readable, so nobody can say what it needs.
@@ -129,6 +123,8 @@ def artifacts(store: str, stage: str = "") -> list[Artifact]:
         if folder.startswith(".") or folder in NO_STAGES:
             continue
         for key in names(store, folder):
+            if key in known:
+                continue
             uri = storage.join(store, folder, key)
             fs, path = storage.open_fs(storage.join(uri, MANIFEST))
             with storage.explained(uri):
@@ -151,6 +147,22 @@ def lineage(store: str, withdrawn: Withdrawn) -> Lineage:
     rank = {stage: number for number, stage in enumerate(ORDER)}
     reached.sort(key=lambda found: (rank.get(found.stage, len(ORDER)), found.stage, found.uri))
     return Lineage(tuple(reached), tuple(sorted(graph.unknown)))
+
+
+def held(store: str, asked: Withdrawn) -> Withdrawn:
+    """The part of what is asked for that cohorts of the store hold.
+
+    Raises:
+        ArtifactError: a cohort cannot be read.
+    """
+    studies: set[str] = set()
+    patients: set[str] = set()
+    for cohort in artifacts(store, "cohort"):
+        for row in Roll.of(cohort).covered(asked).select(list(IDS[:3])).to_pylist():
+            found = asked.naming(*row.values())
+            studies |= found.studies
+            patients |= found.patients
+    return Withdrawn(frozenset(studies), frozenset(patients))
 
 
 def learns(made: Artifact) -> bool:

@@ -4,7 +4,13 @@ Shards are put before the manifest of the cohort that lists them, so a young sha
 belong to one in the making: it stays for a grace period, as does work in progress with every shard that
 its notes name. A cohort goes manifest first, so a process killed at any moment leaves a whole cohort
 or none that opens; its roll (`lineage`), put before, tells the next run what was left. Shards with a
-withdrawn study go without a grace period, unless a cohort that stays lists them.
+withdrawn study go without a grace period, unless unfinished work names them or somebody renews them; those
+that stay are counted.
+
+Each shard is looked at again right before it goes. On `file:` no writer comes between (`gc_lock`). On object
+storage who renews a shard, or commits what lists it, between that look and the removal a request later, or in
+the second in which it was put, loses it: the cohort then names a missing shard. So keep the grace period
+where writers are at work; then this can hit only shards a day old, and those with a withdrawn study.
 
 If any cohort of the store cannot be read nothing is freed: it may need everything.
 """
@@ -16,7 +22,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +30,7 @@ from typing import Any
 import pyarrow.compute as pc
 
 from unirg import storage
-from unirg.artifact import MANIFEST, Artifact, cache_root, work_root
+from unirg.artifact import MANIFEST, Artifact, cache_root, gc_lock, work_root
 from unirg.cohort.reader import SHARDS, Cohort
 from unirg.cohort.withdrawal import Withdrawn
 from unirg.errors import UserError
@@ -53,6 +59,8 @@ class Freed:
     bytes: int = 0
     waiting: int = 0
     """Shards that no cohort lists but which are younger than the grace period."""
+    tainted: int = 0
+    """Shards with a withdrawn study that stay: unfinished work names them, or they came into use again."""
 
 
 @dataclass(frozen=True)
@@ -84,13 +92,21 @@ def gc(
     with ExitStack() as locks:
         # In this order: what is committed meanwhile was in progress, and its shards are young or not seen.
         found = list(_files(store))
-        live, abandoned = _in_progress(store, grace_s, locks)
+        works = list(_in_progress(store, locks))
         withdrawn = Withdrawn.load(store) if drop_withdrawn else Withdrawn()
         kept, dropped = _parted(store, withdrawn)
+        # What is left of the work on a cohort that is finished protects nothing, however young.
+        done = {f"{COHORT}-{_key(cohort)}" for cohort in [*kept, *(cohort for cohort, _ in dropped)]}
+        abandoned = [
+            work
+            for work in works
+            if work.ours and (work.name in done or work.newest <= time.time() - grace_s)
+        ]
+        live = {digest for work in works if work not in abandoned for digest in work.digests}
         live |= {shard.sha256 for cohort in kept for shard in Cohort.open(cohort).index.shards}
         earlier = list(rolls(store))
         tainted = _tainted([roll for _, roll in dropped] + earlier, withdrawn)
-        broom = _Broom(store, dry_run, tell)
+        broom = _Broom(store, dry_run, tell, {_key(cohort) for cohort in kept})
         for work in abandoned:
             broom.remove_work(work)
         for cohort, roll in dropped:
@@ -99,8 +115,11 @@ def gc(
             broom.finish(key)
         for file in found:
             digest = _SHARD.fullmatch(file.name)
-            if not (digest and digest[1] in live):
-                broom.sweep(file, 0 if digest and digest[1] in tainted else grace_s)
+            is_tainted = digest is not None and digest[1] in tainted
+            if digest and digest[1] in live:
+                broom.freed.tainted += is_tainted
+            else:
+                broom.sweep(file, grace_s, is_tainted)
         return broom.freed
 
 
@@ -111,10 +130,14 @@ class _Broom:
     store: str
     dry_run: bool
     tell: Tell
+    known: set[str]
+    """Keys of the cohorts that stay."""
+    used: set[str] = field(default_factory=set)
+    """Shards of cohorts that were committed since."""
     freed: Freed = field(default_factory=Freed)
 
     def remove_work(self, work: _Work) -> None:
-        self.tell(f"{work.name}: unfinished work, not touched for the grace period")
+        self.tell(f"{work.name}: work that nobody is at: its cohort is finished, or the grace period is over")
         for uri in () if self.dry_run else work.uris:
             _remove(uri)
         if not self.dry_run:
@@ -141,25 +164,43 @@ class _Broom:
         if storage.is_local(uri):
             shutil.rmtree(storage.local_path(uri), ignore_errors=True)  # folders, all empty now
 
-    def sweep(self, file: _File, grace_s: float) -> None:
+    def sweep(self, file: _File, grace_s: float, tainted: bool) -> None:
         """Remove a shard that no cohort lists, or what a killed writer left of one, once it is old enough."""
-        shard = _SHARD.fullmatch(file.name) is not None
-        if grace_s:
+        with nullcontext() if self.dry_run else gc_lock(self.store, exclusive=True):
             # Looked at again: a writer that found its shard there may have renewed it since.
             now = next(_files(self.store, file.name), None)
             if now is None:
                 return
-            if now.modified > time.time() - grace_s:
-                self.freed.waiting += shard
+            young = not tainted and grace_s != 0 and now.modified > time.time() - grace_s
+            if young or now.modified != file.modified or self._came_into_use(file, grace_s, tainted):
+                self.freed.tainted += tainted
+                self.freed.waiting += not tainted and _SHARD.fullmatch(file.name) is not None
                 return
+            self._remove_shard(file)
+
+    def _came_into_use(self, file: _File, grace_s: float, tainted: bool) -> bool:
+        """Whether a cohort lists it that was committed meanwhile; where age counts, it is young then."""
+        if self.dry_run or not (tainted or grace_s == 0):
+            return False
+        for cohort in artifacts(self.store, COHORT, self.known):
+            self.known.add(_key(cohort))
+            self.used.update(shard.file for shard in Cohort.open(cohort).index.shards)
+        return file.name in self.used
+
+    def _remove_shard(self, file: _File) -> None:
         uri = storage.join(self.store, SHARDS, file.name)
         self.tell(f"{uri}: {file.bytes} bytes")
-        self.freed.shards += shard
+        self.freed.shards += _SHARD.fullmatch(file.name) is not None
         self.freed.bytes += file.bytes
         if not self.dry_run:
             _remove(uri)
             # The copy on this machine; other machines' caches are theirs to clear.
             (cache_root() / SHARDS / file.name).unlink(missing_ok=True)
+
+
+def _key(cohort: Artifact) -> str:
+    """Name of its folder in the store."""
+    return cohort.uri.rpartition("/")[2]
 
 
 def _parted(store: str, withdrawn: Withdrawn) -> tuple[list[Artifact], list[tuple[Artifact, Roll]]]:
@@ -201,21 +242,25 @@ class _Work:
     """A cohort in the making: notes of finished shards in the store, scratch of this machine."""
 
     name: str
+    ours: bool
+    """No process of this machine has it, and none can begin on it before gc is done."""
+    newest: float
+    """When it was last touched, in seconds since 1970."""
     uris: tuple[str, ...]
     """Every file of it."""
+    digests: frozenset[str]
+    """All that its notes name."""
 
 
-def _in_progress(store: str, grace_s: float, locks: ExitStack) -> tuple[set[str], list[_Work]]:
-    """(every digest that work in progress names, work that nobody touched for the grace period).
+def _in_progress(store: str, locks: ExitStack) -> Iterator[_Work]:
+    """The work that lies about, locked where it is nobody's.
 
-    The latter must go before its shards do, and stays locked until then: a later run would take its notes
+    Abandoned work must go before its shards do, and stays locked until then: a later run would take its notes
     for finished work.
     """
     here = work_root(store)
     roots = sorted({storage.join(store, WORK), str(here)})
     found = {name for root in roots for name in names(root) if _WORK.fullmatch(name)}
-    protected: set[str] = set()
-    abandoned = []
     for name in sorted(found):
         here.mkdir(parents=True, exist_ok=True)
         ours = locks.enter_context(_lock(here / f"{name}.lock"))
@@ -229,11 +274,7 @@ def _in_progress(store: str, grace_s: float, locks: ExitStack) -> tuple[set[str]
                 if uri.endswith(".json"):
                     with suppress(FileNotFoundError):  # its owner has just finished
                         named.update(_DIGEST.findall(storage.read_bytes(uri).decode(errors="replace")))
-        if ours and newest <= time.time() - grace_s:
-            abandoned.append(_Work(name, tuple(uris)))
-        else:
-            protected |= named
-    return protected, abandoned
+        yield _Work(name, ours, newest, tuple(uris), frozenset(named))
 
 
 def _tree(folder: str) -> Iterator[tuple[str, float]]:
@@ -246,8 +287,10 @@ def _tree(folder: str) -> Iterator[tuple[str, float]]:
 
 
 def _modified(info: dict[str, Any]) -> float:
-    """Seconds since 1970, of a file of a folder or an object."""
-    return float(info["mtime"] if "mtime" in info else info["LastModified"].timestamp())
+    """Seconds since 1970, of a file of a folder or an object; of objects whole ones, as HEAD tells them."""
+    if "mtime" in info:
+        return float(info["mtime"])
+    return float(info["LastModified"].replace(microsecond=0).timestamp())
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,11 +40,14 @@ class Corpus(Protocol):
         """Yield every study lazily, in an order that does not depend on the file system's."""
         ...
 
-    def read(self, image: Image, size: int | None = None) -> np.ndarray:
+    def read(
+        self, image: Image, size: int | None = None, fetched: Callable[[], None] = lambda: None
+    ) -> np.ndarray:
         """Decode one image to (height, width) uint8, bright = dense.
 
         Args:
             size: side of the square that `imaging.resize` will make of it, where the decoder may save work.
+            fetched: called when its bytes are here: a storage that stalls is not the decoder's fault.
 
         Raises:
             UnreadableImage: it is missing or cannot be decoded.

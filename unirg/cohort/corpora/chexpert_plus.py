@@ -27,10 +27,8 @@ from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from unirg.cohort import imaging
 from unirg.cohort.corpora import Dropped, source
 from unirg.cohort.corpora.source import SourceFile
 from unirg.cohort.views import view_of
@@ -87,7 +85,7 @@ class _Entry(NamedTuple):
     films: list[_Film]
 
 
-class CheXpertPlus:
+class CheXpertPlus(source.ImageFiles):
     """The corpus below `root`, a directory or a URI that fsspec opens; its ids are the owner's pseudonyms."""
 
     name = "chexpert_plus"
@@ -115,8 +113,8 @@ class CheXpertPlus:
             elif entry := entries.pop(_study(key), None):  # None behind the study's first row
                 yield self._record(key, row, entry, key.partition("/")[0] in undated)
 
-    def read(self, image: Image, size: int | None = None) -> np.ndarray:
-        return imaging.decode(source.read_image(self.root, image.uri), size)
+    def fetch(self, image: Image) -> bytes:
+        return source.read_image(self.root, image.uri)
 
     def account(self) -> dict[str, int]:
         return {}

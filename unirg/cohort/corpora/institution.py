@@ -28,15 +28,14 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unirg import storage
-from unirg.cohort import deidentify, imaging
+from unirg.cohort import deidentify
 from unirg.cohort.corpora import Dropped, source
 from unirg.cohort.corpora import institution_dicom as dicom
 from unirg.cohort.corpora import institution_values as values
@@ -64,6 +63,10 @@ PATIENT_COLUMNS = ("patient_id", "mrn")
 DATE_COLUMNS = ("acquired_at", "study_date")
 REPORT_COLUMNS = ("findings", "impression", "report")
 TEXT_COLUMNS = ("race", "indication", "comparison", "findings", "impression")
+COLUMNS = frozenset(
+    {*STUDY_COLUMNS, *PATIENT_COLUMNS, *DATE_COLUMNS, *REPORT_COLUMNS, *TEXT_COLUMNS}
+    | {"images", "views", "patient_name", "age", "sex"}
+)
 OWN = "the study's own identifier"
 
 
@@ -79,7 +82,7 @@ class InstitutionConfig(Config):
     """What happens to direct identifiers."""
 
 
-class Institution:
+class Institution(source.ImageFiles):
     """The studies of one institution's table; `name` is its corpus and its institution, and is printed."""
 
     public = False
@@ -196,8 +199,8 @@ class Institution:
             if exam.films and exam.uid not in reported:
                 yield Dropped(keyed_id(self._site_key, "study", exam.accession or exam.uid), "no report")
 
-    def read(self, image: Image, size: int | None = None) -> np.ndarray:
-        return imaging.decode(source.read_image(self._folder, image.uri, self._label), size)
+    def fetch(self, image: Image) -> bytes:
+        return source.read_image(self._folder, image.uri, self._label)
 
     def account(self) -> dict[str, int]:
         removed = {f"removed: {kind}": number for kind, number in self.removed.items()}
@@ -316,24 +319,30 @@ class Institution:
         number = 0
         try:
             with source.opened(self._folder, self._file, self._label) as file:
-                for batch in pq.ParquetFile(file).iter_batches():
-                    for row in batch.to_pylist():
+                parquet = pq.ParquetFile(file)
+                names = {name.strip().lower(): name for name in parquet.schema_arrow.names}
+                if len(names) < len(parquet.schema_arrow.names):
+                    raise UserError(
+                        f"{self._label}: its table: two columns have the same name; rename or remove one"
+                    )
+                known = {column: name for column, name in names.items() if column in COLUMNS}
+                self._check_columns(known)
+                for batch in parquet.iter_batches(source.BATCH, columns=list(known.values())):
+                    cells = [values.texts(batch.column(name)) for name in known.values()]
+                    for row in zip(*cells, strict=True):
                         number += 1
-                        yield (
-                            number,
-                            {name.strip().lower(): values.text(value) for name, value in row.items()},
-                        )
+                        yield number, dict(zip(known, row, strict=True))
         except FileNotFoundError:
             raise
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
             raise UserError(f"{self._label}: its table is not Parquet, or damaged; export it again") from None
 
-    def _check_columns(self, row: Row) -> None:
+    def _check_columns(self, row: Collection[str]) -> None:
         needed = [STUDY_COLUMNS, REPORT_COLUMNS]
         if "images" in row:
             needed.insert(1, PATIENT_COLUMNS)
-        elif not row.keys() & {*ACCESSION_COLUMNS, "study_instance_uid"}:
+        elif not {*ACCESSION_COLUMNS, "study_instance_uid"} & set(row):
             needed.append(("images", *ACCESSION_COLUMNS, "study_instance_uid"))
-        missing = [" or ".join(names) for names in needed if not row.keys() & set(names)]
+        missing = [" or ".join(names) for names in needed if not set(names) & set(row)]
         if missing:
             raise UserError(f"{self._label}: its table has no column {', no column '.join(missing)}")

@@ -140,7 +140,7 @@ def merged(exams: Sequence[Exam]) -> Exam:
         one.other_names |= exam.other_names
         one.age = exam.age if one.age is None else one.age
         one.sex, one.ethnic_group = one.sex or exam.sex, one.ethnic_group or exam.ethnic_group
-    one.acquired = min((exam.acquired for exam in usable if exam.acquired), default=None)
+    one.acquired = headers.earliest(exam.acquired for exam in usable)
     if len(one.patients) > 1:
         raise Refused("images of several patients")
     return one
@@ -238,16 +238,15 @@ def _film(header: Dataset, path: str) -> Film:
 def _describe(exam: Exam, header: Dataset) -> None:
     """Add what one radiograph's header says of its exam: the first value stands, of times the earliest."""
     acquired = headers.when(header, "Study", "Acquisition", "Content")
-    if acquired and (exam.acquired is None or acquired[0] < exam.acquired[0]):
-        exam.acquired = acquired
+    exam.acquired = headers.earliest((exam.acquired, acquired))
     exam.age = headers.age(header, acquired) if exam.age is None else exam.age
     exam.sex = exam.sex or values.SEXES.get(headers.value(header, "PatientSex").lower())
     exam.ethnic_group = exam.ethnic_group or headers.value(header, "EthnicGroup")
-    exam.patients |= _texts(header, ("PatientID",))
+    exam.patients |= {patient} if (patient := headers.value(header, "PatientID")) else set()
     exam.names |= _texts(header, _PATIENT_NAMES)
     exam.numbers |= _texts(header, _NUMBERS)
     exam.other_names |= _texts(header, _OTHER_NAMES)
 
 
 def _texts(header: Dataset, keywords: Sequence[str]) -> frozenset[str]:
-    return frozenset(filter(None, (headers.value(header, keyword) for keyword in keywords)))
+    return frozenset(text for keyword in keywords for text in headers.every(header, keyword) if text)

@@ -6,7 +6,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, MutableSequence
+from collections.abc import Iterable, Iterator, MutableSequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 LONGEST_VALUE = 256
+MOST_VALUES = 64
+"""Of one attribute that are read; a hostile header may have thousands."""
 RADIOGRAPHY = frozenset({"CR", "DX", "DR", "RG"})
 SCANS = frozenset({"", "SC", "OT", "HC"})
 """Modalities of digitised or exported films, which count where the header says chest."""
@@ -110,6 +112,13 @@ def when(header: Dataset, *names: str) -> Time | None:
     return told
 
 
+def earliest(times: Iterable[Time | None]) -> Time | None:
+    """The first time of the earliest day; its bare date, which would stand as midnight, where it has none."""
+    return min(
+        filter(None, times), key=lambda time: (time[0].date(), time[1] == "date", time[0]), default=None
+    )
+
+
 _DAY = re.compile(r"([0-9]{4})[.-]?([0-9]{2})[.-]?([0-9]{2})([0-9]*)(?:\.[0-9]*)?(?:[+-][0-9]{4})?")
 _CLOCK = re.compile(r"([0-9]{2}):?(?:([0-9]{2}):?([0-9]{2})?)?(?:\.[0-9]*)?")
 
@@ -135,13 +144,18 @@ def _moment(day: str, clock: str = "") -> Time | None:
 
 def value(header: Dataset, keyword: str) -> str:
     """The first value of an attribute as a stripped text, '' where it is missing or cannot be read."""
+    return next(iter(every(header, keyword)), "")
+
+
+def every(header: Dataset, keyword: str) -> list[str]:
+    """The first MOST_VALUES values of an attribute, each as above."""
     try:
         found: Any = header.get(keyword)
-        if isinstance(found, MutableSequence):  # pydicom's MultiValue
-            found = found[0] if found else None
-        return "" if found is None else str(found).strip(" \0")[:LONGEST_VALUE]
+        several = isinstance(found, MutableSequence)  # pydicom's MultiValue
+        some = found[:MOST_VALUES] if several else [found]
+        return ["" if one is None else str(one).strip(" \0")[:LONGEST_VALUE] for one in some]
     except Exception:  # what a hostile value raises when it is converted is open-ended
-        return ""
+        return []
 
 
 def meaning(header: Dataset, name: str) -> str:

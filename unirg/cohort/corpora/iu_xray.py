@@ -25,10 +25,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from unirg.cohort import imaging
 from unirg.cohort.corpora import Dropped, source
 from unirg.cohort.corpora.source import SourceFile
 from unirg.cohort.views import view_of
@@ -75,7 +73,7 @@ class _Film:
     index: int | None
 
 
-class IUXray:
+class IUXray(source.ImageFiles):
     """The corpus below `root`, a directory or a URI that fsspec opens."""
 
     name = "iu_xray"
@@ -117,8 +115,8 @@ class IUXray:
                     **report.sections,
                 )
 
-    def read(self, image: Image, size: int | None = None) -> np.ndarray:
-        return imaging.decode(source.read_image(self.root, image.uri), size)
+    def fetch(self, image: Image) -> bytes:
+        return source.read_image(self.root, image.uri)
 
     def account(self) -> dict[str, int]:
         return {}
@@ -150,7 +148,7 @@ class IUXray:
 
     def _archived(self, archive: SourceFile) -> Iterator[_Report | Dropped]:
         """Reports out of the archive, whose members are read in memory (25 MB) and never extracted."""
-        members: dict[int, tuple[str, bytes]] = {}
+        members: list[tuple[int, str, bytes]] = []
         try:
             with (
                 source.opened(self.root, archive.path, self.root) as file,
@@ -161,14 +159,14 @@ class IUXray:
                     name = _XML.fullmatch(member.name)
                     if name and member.isfile():
                         stream = tar.extractfile(member) if member.size <= MAX_XML_BYTES else None
-                        members[int(name[1])] = (f"{name[1]}.xml", stream.read() if stream else b"")
+                        members.append((int(name[1]), f"{name[1]}.xml", stream.read() if stream else b""))
                 while unzipped.read(MAX_XML_BYTES):
                     pass  # the checksum stands at the end, behind tar's padding
         except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error):
-            members = {}
+            members = []
         if not members:
             raise UserError(f"{self.root}: {ARCHIVE} is damaged or holds no report; fetch it again")
-        for _, (member_name, data) in sorted(members.items()):
+        for _, member_name, data in sorted(members, key=lambda member: member[0]):
             yield _parse(member_name, data)
 
     def _tabled(self, table: SourceFile) -> Iterator[_Report | Dropped]:

@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from unirg.cohort import imaging
 from unirg.cohort.corpora import Dropped, mimic_iv, mimic_reports, source
 from unirg.cohort.corpora.mimic_iv import Demographics, MimicIV
 from unirg.cohort.corpora.mimic_reports import ARCHIVE
@@ -86,7 +85,7 @@ class _Exam(NamedTuple):
         return f"p{self.subject}/s{self.study}"
 
 
-class MimicCXR:
+class MimicCXR(source.ImageFiles):
     """The corpus below `root`, and MIMIC-IV's tables in `demographics`: directories or URIs.
 
     `public` keeps the images' paths in a cohort: they hold the owner's pseudonyms alone.
@@ -136,9 +135,12 @@ class MimicCXR:
                             yield Dropped(f"s{exam.study}", "study of two patients")
                         else:
                             yield self._record(exam, report, files, splits, people)
+                known = {exam.stem for exam in exams}
+                for stem in sorted(mimic_reports.stems(group, files, archive) - known):
+                    yield Dropped(stem.rpartition("/")[2], "no image in the metadata")
 
-    def read(self, image: Image, size: int | None = None) -> np.ndarray:
-        return imaging.decode(source.read_image(self.root, image.uri), size)
+    def fetch(self, image: Image) -> bytes:
+        return source.read_image(self.root, image.uri)
 
     def account(self) -> dict[str, int]:
         return {}
@@ -169,6 +171,7 @@ class MimicCXR:
         """The listing of a folder below the root, with paths relative to the root."""
         if not folder:
             return source.listing(self.root, wanted, **options)
+        source.check_folder(self.root, folder, self.root)
         place = f"{self.root.rstrip('/')}/{folder}"
         files = source.listing(place, wanted, self.root, **options)
         return [SourceFile(f"{folder}/{file.path}", file.size, file.version) for file in files]
@@ -200,7 +203,7 @@ class MimicCXR:
         """Split by study; None where the table contradicts itself or names another."""
         splits: dict[int, Split | None] = {}
         for _, row in self._rows(tables, SPLIT):
-            if row and _STUDY.fullmatch(row["study_id"]):
+            if row and _STUDY.fullmatch(row["study_id"].strip()):
                 split = SPLITS.get(row["split"].strip().lower())
                 study = int(row["study_id"])
                 splits[study] = split if splits.setdefault(study, split) == split else None
@@ -296,15 +299,13 @@ def _shared(films: np.ndarray) -> set[int]:
 
 
 def _by_group(films: np.ndarray) -> Iterator[tuple[str, list[_Exam]]]:
-    """The exams of each folder `files/pNN` that has any."""
+    """The exams of each folder `files/pNN`."""
     for group in GROUPS:
         prefix = int(group[1:]) * 1_000_000
         low, high = np.searchsorted(films["subject"], [prefix, prefix + 1_000_000])
         part = films[low:high]
-        if not len(part):
-            continue
         new = (part["study"][1:] != part["study"][:-1]) | (part["subject"][1:] != part["subject"][:-1])
-        pieces = np.split(part, np.flatnonzero(new) + 1)
+        pieces = np.split(part, np.flatnonzero(new) + 1) if len(part) else []
         yield group, [_Exam(int(piece["subject"][0]), int(piece["study"][0]), piece) for piece in pieces]
 
 

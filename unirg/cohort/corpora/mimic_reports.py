@@ -41,6 +41,12 @@ def read(
             yield next(contents) if file.size <= MAX_REPORT else TOO_LONG
 
 
+def stems(group: str, files: Mapping[str, SourceFile], archive: Archive | None) -> set[str]:
+    """Every study of a folder `pNN` that has a report."""
+    found = {path.removesuffix(".txt") for path in files if path.endswith(".txt")}
+    return found | (archive.stems(group) if archive else set())
+
+
 @contextmanager
 def opened(root: str, file: SourceFile | None) -> Iterator[Archive | None]:
     """The zip file, where there is one.
@@ -67,6 +73,15 @@ class Archive:
         matches = (_MEMBER.fullmatch(name) for name in self._zip.NameToInfo)
         first = next((match for match in matches if match), None)
         self._prefix = (first[1] or "") if first else ""
+
+    def stems(self, group: str) -> set[str]:
+        """Every study of a folder `pNN` that has a report."""
+        start = f"{self._prefix}{group}/"
+        return {
+            name.removeprefix(start).removesuffix(".txt")
+            for name in self._zip.NameToInfo
+            if name.startswith(start) and _MEMBER.fullmatch(name)
+        }
 
     def read(self, stem: str) -> bytes | str:
         """The report of a study, or why there is none."""

@@ -19,11 +19,9 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from unirg import storage
-from unirg.cohort import imaging
 from unirg.cohort.corpora import Dropped, UnreadableImage, jsonstream, lenient, source
 from unirg.cohort.corpora.parts import Parts
 from unirg.cohort.views import views_of
@@ -43,7 +41,7 @@ _KEY = re.compile(r"p(.+?)_a.*_s.*")
 _RANK = {("frontal", "PA"): 0, ("frontal", "AP"): 1, ("frontal", None): 2}
 
 
-class ReXGradient:
+class ReXGradient(source.ImageFiles):
     """The corpus below `root`, a directory or a URI that fsspec opens; one of its splits is enough."""
 
     name = "rexgradient"
@@ -93,12 +91,12 @@ class ReXGradient:
         if not found:
             raise UserError(f"{self.root}: no study found; looked for {', '.join(METADATA.values())}")
 
-    def read(self, image: Image, size: int | None = None) -> np.ndarray:
+    def fetch(self, image: Image) -> bytes:
         if self._archive is None:
-            return imaging.decode(source.read_image(self.root, image.uri), size)
+            return source.read_image(self.root, image.uri)
         if image.uri is None or not source.is_safe(image.uri):
             raise UnreadableImage("not a path below the corpus")
-        return imaging.decode(self._archive.read(image.uri), size)
+        return self._archive.read(image.uri)
 
     def account(self) -> dict[str, int]:
         return {f"not read: {what}": number for what, number in self.unread.items()}

@@ -19,10 +19,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from unirg.cohort import imaging
 from unirg.cohort.corpora import Dropped, jsonstream, lenient, source
 from unirg.cohort.views import view_of, views_of
 from unirg.errors import UserError
@@ -64,7 +62,7 @@ class Context(NamedTuple):
     comparison: str | None = None
 
 
-class ReXrank:
+class ReXrank(source.ImageFiles):
     """One test file and the images that it names."""
 
     public = True
@@ -120,8 +118,8 @@ class ReXrank:
                 seen.add(key)
                 yield self._study(key, record)
 
-    def read(self, image: Image, size: int | None = None) -> np.ndarray:
-        return imaging.decode(source.read_image(self._images, image.uri), size)
+    def fetch(self, image: Image) -> bytes:
+        return source.read_image(self._images, image.uri)
 
     def account(self) -> dict[str, int]:
         unread = {f"not read: {what}": number for what, number in self.unread.items()}

@@ -1,7 +1,8 @@
 """What adapters share: a corpus's files listed in one pass, read within limits, and identified.
 
-Paths are relative to the corpus's root, so that a cohort staged from a copy of the corpus elsewhere is the
-same cohort. `label` is how errors name the place: an institution's own path may identify a patient.
+Paths are relative to the corpus's root, so that a small corpus (64 MiB) copied elsewhere is the same; of a
+larger one a copy is another, as no one reads it all to tell. `label` is how errors name the place: an
+institution's own path may identify a patient.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ import hashlib
 import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any
 
+import numpy as np
+
 from unirg import storage
+from unirg.cohort import imaging
 from unirg.cohort.corpora import UnreadableImage
 from unirg.cohort.imaging import MAX_BYTES
 from unirg.errors import UserError
+from unirg.study import Image
 
 FINGERPRINT_BYTES = 64 * 2**20
 BATCH = 256
@@ -65,33 +70,29 @@ def listing(
 ) -> list[SourceFile]:
     """The files below `root` (`maxdepth` folders deep) whose relative path is wanted, sorted by path.
 
-    A link that leads out of the root is none, and a pipe or device, which would block, is none.
+    A link to a file out of the root is none, and a pipe or device, which would block, is none.
 
     Raises:
-        UserError: there is no such directory though it is `required`, it cannot be listed, or all that is
-            wanted are links that lead out of it.
+        UserError: there is no such directory though it is `required`, it cannot be listed, or a link in it
+            leads to a folder elsewhere: what lies there would be missing without a word.
     """
     label = label or root
     files = []
     with _explained(label):
         fs, base = storage.open_fs(root)
-        empty, astray = True, False
+        empty = True
         for path, info in _found(fs, base, maxdepth, storage.is_local(root)):
             empty = False
             relative = path.removeprefix(base).lstrip("/")
-            if not wanted(relative):
-                continue
-            if info["type"] != "file" and not is_plain(root, relative):
-                astray = True
-            else:
+            if info["type"] != "file":
+                check_folder(root, relative, label)
+            if wanted(relative) and (info["type"] == "file" or is_plain(root, relative)):
                 version = (
                     info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
                 )
                 files.append(SourceFile(relative, int(info["size"]), str(version)))
         if required and empty and not fs.isdir(base):
             raise UserError(f"{label}: no such directory; check its name or fetch the corpus")
-        if astray and not files:
-            raise UserError(f"{label}: what it has are links that lead out of it; name where they lead")
     return sorted(files, key=lambda file: file.path)
 
 
@@ -122,7 +123,7 @@ def read_all(root: str, files: Sequence[SourceFile], label: str | None = None) -
 
 
 def fingerprint(root: str, files: Sequence[SourceFile], label: str | None = None) -> str:
-    """SHA-256 (hex) over every path, size and content; over versions in place of content above 64 MiB."""
+    """SHA-256 (hex) over every path, size and content; above 64 MiB over versions in place of content."""
     digest = hashlib.sha256()
     small = sum(file.size for file in files) <= FINGERPRINT_BYTES
     contents = read_all(root, files, label) if small else (file.version.encode() for file in files)
@@ -148,6 +149,16 @@ def is_plain(root: str, relative: str) -> bool:
         return found.is_relative_to(base) and found.is_file()
     except (OSError, ValueError, RuntimeError):  # a loop of links, a NUL
         return False
+
+
+def check_folder(root: str, relative: str, label: str) -> None:
+    """Raises: UserError where a link in a local corpus leads to a folder out of it."""
+    if storage.is_local(root):
+        base = storage.local_path(root).resolve()
+        with suppress(OSError, RuntimeError):  # a loop of links leads nowhere
+            found = (base / relative).resolve()
+            if found.is_dir() and not found.is_relative_to(base):
+                raise UserError(f"{label}: a link in it leads to a folder elsewhere: name or mount that one")
 
 
 def read_image(root: str, relative: str | None, label: str | None = None) -> bytes:
@@ -176,6 +187,26 @@ def read_image(root: str, relative: str | None, label: str | None = None) -> byt
                 raise UnreadableImage("missing") from None
     except FileNotFoundError:
         raise UnreadableImage("missing") from None
+
+
+class ImageFiles:
+    """A corpus whose images are files."""
+
+    def fetch(self, image: Image) -> bytes:
+        """One image's file, whole.
+
+        Raises:
+            UnreadableImage: it is missing, too large or not below the root.
+        """
+        raise NotImplementedError
+
+    def read(
+        self, image: Image, size: int | None = None, fetched: Callable[[], None] = lambda: None
+    ) -> np.ndarray:
+        """As `Corpus.read`."""
+        data = self.fetch(image)
+        fetched()
+        return imaging.decode(data, size)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -117,12 +117,15 @@ class Phantom:
                 impression=report.impression.text if report.impression else None,
             )
 
-    def read(self, image: Image, size: int | None = None) -> np.ndarray:
+    def read(
+        self, image: Image, size: int | None = None, fetched: Callable[[], None] = lambda: None
+    ) -> np.ndarray:
         """Draw one image: (512, 512) uint8, bright = dense.
 
         Raises:
             UnreadableImage: its URI names no study of this corpus.
         """
+        fetched()
         match = _URI.fullmatch(image.uri or "")
         # A patient has at least one study, so no patient's number reaches the number of studies.
         if match and int(match[1]) < self.studies:
