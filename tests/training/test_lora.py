@@ -13,8 +13,6 @@ from unirg.artifact import Artifact
 from unirg.cohort.stage import StageConfig, stage
 from unirg.training import policy, run, train
 
-pytest.importorskip("peft")
-
 RANK = 3
 SETTINGS = {
     "sft": ["micro_batch=2", "batch_size=4"],
