@@ -116,7 +116,7 @@ def gc(
         bool, typer.Option("--dry-run", help="Tell what would go, and remove nothing.")
     ] = False,
     grace_hours: Annotated[
-        float, typer.Option(min=0, help="Younger shards stay, and younger work, as somebody may come back to it.")
+        float, typer.Option(min=0, help="Younger shards and work stay: somebody may come back to them.")
     ] = 24.0,
     store: Store = STORE,
 ) -> None:
