@@ -66,6 +66,20 @@ def stage(
 
 
 @app.command()
+def combine(
+    cohort: Annotated[
+        list[str],
+        typer.Option(help="URI of a cohort, or SPLITS=URI such as train,test=runs/store/…; several times."),
+    ],
+    store: Store = STORE,
+) -> None:
+    """Cohorts -> one cohort of all, or of some splits of each; no image is copied."""
+    from unirg.cohort.combine import combine, parts
+
+    _done(combine(parts(cohort), store))
+
+
+@app.command()
 def train(
     algorithm: Annotated[str, typer.Argument(help="base, sft or grpo.")],
     overrides: Overrides = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -56,6 +57,7 @@ class Index(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: str
+    """Its name; of a combined cohort the names of all, joined by `+`, which no name holds."""
     hold_out: tuple[str, ...]
     shards: tuple[Shard, ...]
     dropped: dict[str, int]
@@ -64,6 +66,15 @@ class Index(BaseModel):
     """What reading the corpus met beside studies: identifiers removed, files passed over."""
     duplicates: dict[str, int]
     """Studies outside the training split that another split holds a near-duplicate of, by kind and split."""
+
+    def counts(self) -> dict[str, int]:
+        """The same as the counts of an artifact."""
+        counts = Counter({f"dropped.{reason}": number for reason, number in self.dropped.items()})
+        for shard in self.shards:
+            counts[f"studies.{shard.split}"] += shard.studies
+        counts.update({f"met.{what}": number for what, number in self.account.items()})
+        counts.update({f"duplicates.{kind}": number for kind, number in self.duplicates.items()})
+        return counts
 
 
 class Cohort:
