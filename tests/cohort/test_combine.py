@@ -332,6 +332,16 @@ def test_the_command_line_names_splits_before_the_cohort(
     assert parts([f"zero_shot,train={iu}"])[0].splits == ("train", "zero_shot")
 
 
+def test_the_pipelines_component_combines_in_place_of_staging(
+    cohorts: dict[str, Artifact], where: str
+) -> None:
+    from components.stage import stage as component
+
+    given = [cohorts["mimic"].uri, f"train,test={cohorts['iu'].uri}"]
+    uri = component.python_func(where, "paper/stage", ["nothing=1"], "", [], given, "")
+    assert uri == combine(parts(given), where).uri
+
+
 def test_cohorts_of_an_object_store_are_combined_there(
     moto_s3: S3, monkeypatch: pytest.MonkeyPatch, cache: Path, original: tuple[Path, dict[str, str]]
 ) -> None:
