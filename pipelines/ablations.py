@@ -173,7 +173,7 @@ def run(name: str, command: list[str], environment: Mapping[str, str], log: Text
         for line in told:
             _tell(name, line.rstrip(), log)
         reader.join()
-    if child.returncode:
+    if child.returncode or not answer:  # `end_descendants` may have taken the exit code: then it is 0 here
         kind = UserError if child.returncode == 2 else InternalError
         raise kind(f"{name}: {line.strip().removeprefix('unirg: ') or 'it ended without a word'}")
     _tell(name, f"done in {time.monotonic() - started:.0f} s", log)

@@ -273,4 +273,5 @@ def test_ctrl_c_ends_every_process_and_says_that_the_same_command_goes_on(tmp_pa
     assert psutil.wait_procs(children, 5)[1] == []
     said = (tmp_path / "output").read_text()
     assert said.endswith("ablations: interrupted; finished work is kept, the same command goes on\n")
+    assert "done in" not in said  # what was ended was not finished
     assert "Traceback" not in said
