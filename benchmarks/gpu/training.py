@@ -1,10 +1,10 @@
 """What one GPU does of a Qwen3-VL-8B's training: SFT steps packed, and where the time of a GRPO step goes.
 
-    python benchmarks/gpu/training.py [--updates adamw] [--batches 8 12 32c] [--seconds 40]
+    python benchmarks/gpu/training.py [--updates adamw lora deepspeed] [--batches 4 8 12 32c] [--seconds 20]
 
-Needs torch, transformers and pydantic; peft for `--updates lora`, deepspeed for `--updates deepspeed`, TRL for
-the GRPO step, which is left out without it. The model has the shape of recipes/plan/model_qwen3_vl_8b.yaml
-and random weights in bf16; samples are made up: 512 px, 112 tokens of text, 120 of report on average.
+Needs torch, transformers and pydantic, and for `--updates` peft or deepspeed; without TRL there is no GRPO
+step. The model has the shape of recipes/plan/model_qwen3_vl_8b.yaml and random weights in bf16; samples are
+made up: 512 px, 112 tokens of text, 120 of report on average.
 
 SFT, by how weights change:
 - adamw: every weight, by torch's fused AdamW on bf16 weights, so gradients and both moments are bf16 too: 8
@@ -181,10 +181,11 @@ def sped(model: Any) -> Any:
     return deepspeed.initialize(model=model, optimizer=adamw(model), config=settings)[0]
 
 
-def adapted(model: Any) -> Any:
+def adapted(model: Any, shape: sizes.Shape) -> Any:
+    """With adapters on the language model's matrices."""
     from peft import LoraConfig, get_peft_model
 
-    names = [name.rsplit(".", 1)[1] for name in sizes._TEXT]
+    names = [name.split(".")[1] for name in shape.matrices() if name.endswith("_proj")]
     return get_peft_model(model, LoraConfig(r=16, lora_alpha=32, target_modules=names))
 
 
@@ -199,12 +200,10 @@ def sft(work: Work, update: str, wanted: Sequence[str], seconds: float) -> float
     model = packing.use(work.model())
     config = model.config
     if update == "lora":
-        model = adapted(model)
+        model = adapted(model, work.shape)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     print(f"SFT, {update}: {trained:,} of {work.shape.parameters:,} parameters train")
-    print(
-        f"  {'batch':>6}{'samples/s':>11}{'tokens/s':>11}{'MFU':>8}{'step s':>9}{'peak GiB':>10}", flush=True
-    )
+    print(f"  {'batch':>6}{'samples/s':>11}{'tokens/s':>11}{'MFU':>8}{'step s':>9}{'peak GiB':>10}")
     best = 0.0
     read: list[Iterator[dict[str, Any]]] = []
     step = stepping(update, model, lambda: next(read[-1]), work.device)
@@ -235,11 +234,9 @@ def sft(work: Work, update: str, wanted: Sequence[str], seconds: float) -> float
         rate = sum(work.flops(sample) for group in groups for sample in group) / 4 / took
         mfu = rate / PEAK if update != "lora" and work.device == "cuda" else 0.0
         best = max(best, mfu)
-        shown = f"{mfu:8.1%}" if mfu else f"{'-':>8}"
+        rates = f"{count / took:11.2f}{tokens / took:11.0f}" + (f"{mfu:8.1%}" if mfu else f"{'-':>8}")
         peak = torch.cuda.max_memory_allocated() / 2**30 if work.device == "cuda" else 0.0
-        print(
-            f"  {batch:>6}{count / took:11.2f}{tokens / took:11.0f}{shown}{took:9.3f}{peak:10.1f}", flush=True
-        )
+        print(f"  {batch:>6}{rates}{took:9.3f}{peak:10.1f}", flush=True)
     return best
 
 
@@ -271,43 +268,28 @@ def grpo(work: Work, group: Group, steps: int, folder: Path) -> float:
     model = work.model()
     for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
         setattr(model.config, name, getattr(toy.config, name))  # the toy's tokenizer serves
-    chance = random.Random(0)
-    noise = torch.randint(0, 256, (2 * steps, work.side, work.side, 3), dtype=torch.uint8).numpy()
-    words = " ".join(texts).split()
-    items = [
-        {
-            "prompt": [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image"},
-                        {"type": "image"},
-                        {"type": "text", "text": " ".join(chance.choices(words, k=group.words))},
-                    ],
-                }
-            ],
-            "images": [Image.fromarray(picture) for picture in noise[2 * number : 2 * number + 2]],
+    chance, words = random.Random(0), " ".join(texts).split()
+
+    def item(number: int) -> dict[str, Any]:
+        text = {"type": "text", "text": " ".join(chance.choices(words, k=group.words))}
+        noise = torch.randint(0, 256, (2, work.side, work.side, 3), dtype=torch.uint8).numpy()
+        return {
+            "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "image"}, text]}],
+            "images": [Image.fromarray(picture) for picture in noise],
             "reference": texts[number],
             "study_id": str(number),
         }
-        for number in range(steps)
-    ]
+
+    items = [item(number) for number in range(steps)]
     rows = Dataset.from_dict({"number": list(range(steps))})
-    rows.set_format(
-        "custom",
-        transform=lambda batch: {
-            name: [items[number][name] for number in batch["number"]] for name in items[0]
-        },
-        new_fingerprint="items",
-    )
+
+    def shown(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        return {name: [items[number][name] for number in batch["number"]] for name in items[0]}
+
+    rows.set_format("custom", transform=shown, new_fingerprint="items")
     scores = {"bleu2": 1.0}
-    config = GRPOConfig(
-        batch_size=group.size,
-        group_size=group.size,
-        micro_batch=group.size,
-        rewards=scores,
-        max_completion_tokens=group.tokens,
-    )
+    whole = dict.fromkeys(("batch_size", "group_size", "micro_batch"), group.size)
+    config = GRPOConfig.model_validate(whole | {"rewards": scores, "max_completion_tokens": group.tokens})
     common = {
         "output_dir": str(folder / "out"),
         "per_device_train_batch_size": group.size,
@@ -333,18 +315,14 @@ def grpo(work: Work, group: Group, steps: int, folder: Path) -> float:
     )
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry][1:]  # the first one warms up
-    parts = {
-        name: sum(entry[f"seconds/{name}"] for entry in log) / len(log) for name in ("generation", "training")
-    }
-    whole = sum(parts.values())
-    prompt = len(trainer._prompts.ids[0])
-    print(
-        f"GRPO, adamw: a group of {group.size} rollouts of {group.tokens} tokens to a prompt of {prompt} with 2 "
-        f"images of {work.side} px"
-    )
+    names = ("generation", "training")
+    parts = {name: sum(entry[f"seconds/{name}"] for entry in log) / len(log) for name in names}
+    assert trainer._prompts
+    read = f"a prompt of {len(trainer._prompts.ids[0])} with 2 images of {work.side} px"
+    print(f"GRPO, adamw: {group.size} rollouts of {group.tokens} tokens to {read}")
     for name, seconds in parts.items():
-        print(f"  {name:12}{seconds:8.2f} s{seconds / whole:8.1%}", flush=True)
-    return whole
+        print(f"  {name:12}{seconds:8.2f} s{seconds / sum(parts.values()):8.1%}", flush=True)
+    return sum(parts.values())
 
 
 def rewards(work: Work, group: Group, step: float, tiny: bool, folder: Path) -> None:
@@ -366,24 +344,11 @@ def rewards(work: Work, group: Group, step: float, tiny: bool, folder: Path) -> 
     print(f"  {'rewards':12}{took:8.2f} s{took / (step + took):8.1%} of the whole, goal 10% at most")
 
 
-TOY = {
-    "text_config": {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 32,
-        "vocab_size": 512,
-    },
-    "vision_config": {
-        "depth": 2,
-        "hidden_size": 128,
-        "intermediate_size": 128,
-        "out_hidden_size": 64,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": (0,),
-    },
+TOY: dict[str, dict[str, Any]] = {
+    "text_config": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512}
+    | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
+    "vision_config": {"hidden_size": 128, "intermediate_size": 128, "depth": 2, "out_hidden_size": 64}
+    | {"num_position_embeddings": 16, "deepstack_visual_indexes": (0,)},
 }
 
 
@@ -392,9 +357,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--updates", nargs="*", default=["adamw"], choices=("adamw", "deepspeed", "lora"))
-    parser.add_argument(
-        "--batches", nargs="*", default=["4", "8", "12", "32c"], help="studies; c: with checkpointing"
-    )
+    batches = ["4", "8", "12", "32c"]
+    parser.add_argument("--batches", nargs="*", default=batches, help="studies; c: with checkpointing")
     parser.add_argument("--seconds", type=float, default=20.0, help="for a row of SFT, at least 4 steps")
     parser.add_argument("--steps", type=int, default=4, help="of GRPO, 2 at least: the first warms up")
     parser.add_argument("--toy", action="store_true", help="a tiny model on the CPU: tries the script")
