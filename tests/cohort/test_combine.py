@@ -67,6 +67,7 @@ CORPORA: dict[str, tuple[Films, dict[str, Any]]] = {
     "padded": (Named(4, name="chexpert_plus", prefix="w"), {"resize": "pad"}),
     "seed": (Named(16, name="mimic_cxr", prefix="n", patients="m"), {"split": {"test": 0.5, "seed": 1}}),
     "rexrank": (Named(16, name="rexrank_mimic_cxr", prefix="p1_m"), {"split": {"test": 0.9, "validate": 0}}),
+    "rexrank held out": (Named(2, name="rexrank_iu_xray", prefix="r"), {"hold_out": ("rexrank_iu_xray",)}),
     "namesake": (Named(2, name="rexgradient", prefix="m"), {}),
     "without island": (Named(12, name="chexpert_plus", prefix="w"), {"hold_out": ("island",)}),
 }
@@ -220,6 +221,7 @@ def test_a_combined_cohort_is_a_part_like_any_other(cohorts: dict[str, Artifact]
             {"iu": (), "without island": ()},
             r"are to train or validate .* such as iu_xray/c\d+ \(\w+\), which",
         ),
+        ({"iu": (), "rexrank held out": ()}, r"10 studies are to train or validate .* such as iu_xray/c"),
     ],
 )
 def test_what_cannot_be_one_cohort_is_refused(

@@ -25,7 +25,7 @@ from unirg.artifact import Artifact
 from unirg.cohort import card, columns
 from unirg.cohort.imaging import ResizeMode
 from unirg.cohort.reader import DROPPED, DUPLICATES, INDEX, TRUTH, Cohort, Index, Shard
-from unirg.cohort.withdrawal import Withdrawn, original
+from unirg.cohort.withdrawal import REXRANK, Withdrawn, original
 from unirg.config import Config
 from unirg.errors import UserError
 from unirg.study import Split
@@ -168,7 +168,9 @@ def _agreed(taken: Sequence[_Taken], store: str) -> CombineConfig:
     for number, one in enumerate(taken):
         uri = one.cohort.uri
         if one.cohort.store != store:
-            raise UserError(f"cohort {uri} lies in another store than {store}: stage it there, or name its own store")
+            raise UserError(
+                f"cohort {uri} lies in another store than {store}: stage it there, or name its own store"
+            )
         if one.cohort.digest in {other.cohort.digest for other in taken[:number]}:
             raise UserError(f"cohort {uri} is given twice: name it once, with all splits (A,B=URI)")
         config = one.cohort.manifest.config
@@ -189,11 +191,12 @@ class _Register:
     def __init__(self, withdrawn: Withdrawn, held: dict[str, _Taken]) -> None:
         """
         Args:
-            held: institution or corpus -> the part that holds it out.
+            held: institution or corpus -> the part that holds it out; with a corpus, ReXrank's set of it.
         """
         self.studies: dict[str, int] = {}
         """Id -> number of the part: readers tell a cohort's studies apart by it, whatever their corpus."""
-        self._withdrawn, self._held = withdrawn, held
+        self._withdrawn = withdrawn
+        self._held = {name.removeprefix(REXRANK): part for name, part in held.items()}
         self._originals: dict[str, int] = {}
         self._patients: dict[str, tuple[int, str]] = {}
         """-> (number of the part, split)."""
@@ -229,7 +232,7 @@ class _Register:
         known, other = self._patients.setdefault(patient, (part, split))
         if known != part and other != split:
             self._fault(_STRADDLES, f"{corpus}/{study_id} ({split}, elsewhere {other})")
-        held = self._held.get(corpus) or self._held.get(institution)
+        held = self._held.get(corpus.removeprefix(REXRANK)) or self._held.get(institution)
         if held and split in ("train", "validate"):
             self._fault(_HELD, f"{corpus}/{study_id} ({split}), which {held.cohort.uri} holds out")
 
