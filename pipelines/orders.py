@@ -43,6 +43,7 @@ class Order:
 
 ORDERS = (
     Order("SFT and RL are above SFT", "sft + rl", "sft", "composite"),
+    Order("SFT and RL in two steps are above SFT", "step 2", "sft", "composite"),
     Order("SFT is above RL alone", "sft", "rl alone", "composite"),
     Order("SFT and RL are above RL alone", "sft + rl", "rl alone", "composite"),
     Order("step 2 makes fewer errors than step 1", "step 2", "step 1", "errors"),
@@ -152,6 +153,12 @@ def difference(numbers: Mapping[str, Any]) -> str:
     return f"{numbers['difference']:+.3f} [{numbers['low']:+.3f}, {numbers['high']:+.3f}]"
 
 
+def _arrow(data: Mapping[str, Any], metric: str) -> str:
+    """Where better is."""
+    better = data["metrics"][metric]["higher_is_better"]
+    return "\N{RIGHTWARDS ARROW}" if better else "\N{LEFTWARDS ARROW}"
+
+
 def page(data: Mapping[str, Any], found: Sequence[Finding], shown: Sequence[str]) -> str:
     """The figure and the table as one HTML file that loads nothing from elsewhere.
 
@@ -165,7 +172,10 @@ def page(data: Mapping[str, Any], found: Sequence[Finding], shown: Sequence[str]
         "ablations",
         f"{', '.join(view.label(metric) for metric in PANELS)} of each arm, with 95% intervals.",
         [{"name": name, "kind": "policy"} for name in shown],
-        [(metric, data["metrics"][metric]["label"], view.by(metric)) for metric in PANELS],
+        [
+            (metric, f"{data['metrics'][metric]['label']} {_arrow(data, metric)}", view.by(metric))
+            for metric in PANELS
+        ],
         [(how, f"{how} reports") for how in HOW],
         lambda name, how, metric: view.find(system(name, how), SPLIT, metric),
     )
