@@ -6,13 +6,13 @@ import re
 
 import pytest
 
-from benchmarks import training
+from benchmarks import training, training_sides
 
 
 def test_the_tables_show_the_same_losses_and_say_whether_each_goal_is_met(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "TOKENS", 24)
+    monkeypatch.setattr(training_sides, "TOKENS", 24)
     few = ["--studies", "12", "--side", "64", "--rounds", "1", "--steps", "1", "--micro-batch", "4"]
     training.main([*few, "--scorers", "toy"])
     table = capsys.readouterr().out
