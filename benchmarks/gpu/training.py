@@ -8,8 +8,8 @@ made up: 512 px, 112 tokens of text, 120 of report on average.
 
 SFT, by how weights change:
 - adamw: every weight, by torch's fused AdamW on bf16 weights, so gradients and both moments are bf16 too: 8
-  bytes a parameter. With fp32 weights and moments it is 16, and 8.8B parameters fit no card. For speed, that
-  is the same work; for training, small updates are lost, which is what DeepSpeed's fp32 copy is for.
+  bytes a parameter. With fp32 weights and moments it is 16, and 8.8B parameters fit no card. The products of
+  matrices are the same; small updates are lost, which is what DeepSpeed's fp32 copy is for in training.
 - deepspeed: the same under ZeRO-2 (`bf16_optimizer_states`), with its buckets.
 - lora: rank 16 on every matrix of the language model, AdamW in fp32.
 
@@ -55,7 +55,6 @@ VISION_HEADS = 16
 """Qwen3-VL's; a matter of attention's form, not of sizes."""
 LOGIT = 14
 """Bytes that a logit takes in all, as in `plan`."""
-Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -134,14 +133,11 @@ def adamw(model: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(learning, lr=1e-5, fused=learning[0].is_cuda)
 
 
-def stepping(update: str, model: Any, batch: Callable[[], dict[str, Any]], device: str) -> Step:
+def stepping(update: str, model: Any, batch: Callable[[], dict[str, Any]], device: str) -> Callable[[], None]:
     """One optimiser step on the next batch."""
 
     def lost(module: Any) -> torch.Tensor:
-        there = {
-            name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-            for name, value in batch().items()
-        }
+        there = _each(batch(), lambda value: value.to(device, non_blocking=True))
         return packing.loss(module, there) / len(there["targets"])
 
     if update == "deepspeed":
@@ -190,6 +186,7 @@ def adapted(model: Any, shape: sizes.Shape) -> Any:
 
 
 def synchronised(device: str) -> float:
+    """The time, once the GPU has done what it was asked."""
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -221,8 +218,7 @@ def sft(work: Work, update: str, wanted: Sequence[str], seconds: float) -> float
             model.gradient_checkpointing_enable({"use_reentrant": False})
         else:
             model.gradient_checkpointing_disable()
-        packed = [packing.pack(group, config) for group in groups]
-        read.append(itertools.cycle(packed))
+        read.append(itertools.cycle([_pinned(packing.pack(group, config)) for group in groups]))
         step()
         step()
         start, done = synchronised(work.device), 0
@@ -238,6 +234,17 @@ def sft(work: Work, update: str, wanted: Sequence[str], seconds: float) -> float
         peak = torch.cuda.max_memory_allocated() / 2**30 if work.device == "cuda" else 0.0
         print(f"  {batch:>6}{rates}{took:9.3f}{peak:10.1f}", flush=True)
     return best
+
+
+def _each(batch: dict[str, Any], change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, Any]:
+    return {
+        name: change(value) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
+    }
+
+
+def _pinned(batch: dict[str, Any]) -> dict[str, Any]:
+    """As a trainer's loader hands it over where there is a GPU."""
+    return _each(batch, torch.Tensor.pin_memory) if torch.cuda.is_available() else batch
 
 
 @dataclass(frozen=True)
@@ -290,21 +297,11 @@ def grpo(work: Work, group: Group, steps: int, folder: Path) -> float:
     scores = {"bleu2": 1.0}
     whole = dict.fromkeys(("batch_size", "group_size", "micro_batch"), group.size)
     config = GRPOConfig.model_validate(whole | {"rewards": scores, "max_completion_tokens": group.tokens})
-    common = {
-        "output_dir": str(folder / "out"),
-        "per_device_train_batch_size": group.size,
-        "max_steps": steps,
-        "learning_rate": 1e-6,
-        "use_cpu": work.device == "cpu",
-        "bf16": work.device != "cpu",
-        "gradient_checkpointing": False,
-        "remove_unused_columns": False,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "generation_kwargs": {"min_new_tokens": group.tokens},
-    }
+    common = {"output_dir": str(folder), "save_strategy": "no", "report_to": [], "disable_tqdm": True}
+    common |= {"per_device_train_batch_size": group.size, "max_steps": steps, "learning_rate": 1e-6}
+    common |= {"use_cpu": work.device == "cpu", "bf16": work.device != "cpu", "logging_steps": 1}
+    common |= {"gradient_checkpointing": False, "remove_unused_columns": False}
+    common["generation_kwargs"] = {"min_new_tokens": group.tokens}  # else reports may end by chance
     trainer = SharedGRPOTrainer(
         model=model,
         args=arguments(config, common),
@@ -368,6 +365,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         work = Work(sizes.Shape.model_validate(TOY), side=64, prompt=20, report=12, device="cpu")
         group = Group(4, 12, 8)
     else:
+        if not torch.cuda.is_available():
+            raise SystemExit("torch sees no GPU: run this where there is one, or with --toy")
         work, group = Work(sizes.shape_of("plan/model_qwen3_vl_8b")), Group()
         print(torch.cuda.get_device_name(0))
     found = importlib.util.find_spec
@@ -378,7 +377,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         best = max(best, sft(work, update, asked.batches, asked.seconds))
         _release()
     if best:
-        print(f"  the best MFU {best:.1%}   {'met' if best >= GOAL else 'MISSED'} (>= {GOAL:.0%})")
+        met = "met" if best >= GOAL else "MISSED"
+        print(f"the best MFU {best:.1%} of {PEAK / 1e12:g} TFLOP/s   {met} (>= {GOAL:.0%})")
     if not found("trl"):
         print("TRL is not installed: no GRPO step")
         return
