@@ -144,3 +144,11 @@ def test_entries_of_validation_are_passed_over() -> None:
     steps = history()
     mixed = [entry for step in steps for entry in (step, {"step": step["step"], "validation/loss": 1.0})]
     assert rung(mixed) == {}
+
+
+def test_steps_on_rollouts_of_an_earlier_one_tell_nothing_of_rollouts() -> None:
+    between = {"entropy": 0.6, "loss": 0.0}
+    for trouble, changes in TROUBLES.items():
+        steps = history(**changes)
+        later = [one for entry in steps for one in (entry, between | {"step": entry["step"]})]
+        assert rung(later) == rung(steps), trouble

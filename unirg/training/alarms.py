@@ -26,7 +26,8 @@ class Alarms(Config):
     """What to do when RL goes wrong, and from where on it counts as wrong. The thresholds are ours."""
 
     window: int = Field(default=10, ge=2)
-    """Steps over which a value is averaged; the drifts compare the last window with the first."""
+    """Steps over which a value is averaged, of those that wrote rollouts (each `updates` x `passes`-th); the
+    drifts compare the last window with the first."""
     entropy: Action = "warn"
     """The policy writes the same whatever it is asked: entropy below its floor."""
     entropy_floor: float = Field(default=0.02, ge=0)
@@ -50,12 +51,13 @@ def check(history: Sequence[Entry], alarms: Alarms) -> dict[str, tuple[float, st
     """The alarms that the last step raises for the first time.
 
     Args:
-        history: log entries of all steps, the last one included; others (without `entropy`) are passed over.
+        history: log entries of all steps, the last one included; of others, and of steps on rollouts that
+            an earlier one wrote, there are entries without `length/mean`, which are passed over.
 
     Returns:
         Name of the alarm -> its value, and what happened with what to do about it.
     """
-    steps = [entry for entry in history if "entropy" in entry]
+    steps = [entry for entry in history if "length/mean" in entry]
     told = {name for entry in history for name in entry if name.startswith("alarm/")}
     found = {}
     for name, raised in _RAISED.items():
