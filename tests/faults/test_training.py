@@ -91,7 +91,7 @@ def test_a_full_disk_is_told_and_leaves_the_checkpoint_before_whole(
     assert trained(world, tmp_path).digest == undisturbed.digest
 
 
-@pytest.mark.parametrize("gone", ["optimizer.pt", "scheduler.pt"])
+@pytest.mark.parametrize("gone", ["optimizer.pt", pytest.param("scheduler.pt", marks=pytest.mark.soak)])
 def test_a_newest_checkpoint_without_its_state_is_told_and_the_one_before_goes_on(
     gone: str,
     world: tuple[Artifact, Artifact],

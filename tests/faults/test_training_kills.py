@@ -1,6 +1,6 @@
-"""kill -9 at random moments of SFT and of GRPO: the same bytes in the end as without.
+"""kill -9 at random steps of SFT and of GRPO: the same bytes in the end as without.
 
-UNIRG_SOAK_KILLS and UNIRG_SOAK_SEED make other ones.
+`make soak` kills each of them 20 times; UNIRG_SOAK_KILLS and UNIRG_SOAK_SEED make other ones.
 """
 
 from __future__ import annotations
@@ -8,78 +8,120 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.training.ranks import Ranks
-from unirg.artifact import Artifact, open_artifact
+from unirg.artifact import Artifact
 from unirg.cohort.stage import StageConfig, stage
-from unirg.training import policy
+from unirg.training import policy, run, train
 from unirg.training.checkpoints import MARKER
 
 KILLS = int(os.environ.get("UNIRG_SOAK_KILLS", "20"))
 SEED = int(os.environ.get("UNIRG_SOAK_SEED", "0"))
-COMMON = ["micro_batch=4", "batch_size=4", "save_steps=1", "learning_rate=1e-3"]
+STEPS = 5
+"""Steps of a training for each time that it is killed."""
+COMMON = ["micro_batch=4", "batch_size=4", "learning_rate=1e-3"]
 SETTINGS = {
-    "sft": [*COMMON, "max_steps=100"],
+    "sft": [*COMMON, "save_steps=1"],
     "grpo": [
         *COMMON,
-        "max_steps=100",
         "group_size=2",
         "updates=2",
+        "save_steps=2",
         "kl=0.03",
         "max_completion_tokens=16",
         "rewards={bleu2: 0.5, rouge_l: 0.5}",
     ],
 }
+World = tuple[Artifact, Artifact]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Artifact]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A handful of phantoms, and an untrained policy for them."""
     store = str(tmp_path_factory.mktemp("world"))
     cohort = stage(StageConfig(studies=24, size=64, workers=1), store)
     return cohort, policy.base(policy.BaseConfig(), cohort, store)
 
 
-@pytest.mark.soak
+@pytest.fixture(scope="module")
+def undisturbed(world: World, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Artifact]:
+    """The artifact of an algorithm after so many steps."""
+    return cache(lambda what, steps: trained(what, steps, world, tmp_path_factory.mktemp("undisturbed")))
+
+
+def settings(algorithm: str, steps: int) -> list[str]:
+    return [*SETTINGS[algorithm], f"max_steps={steps}"]
+
+
+def trained(algorithm: str, steps: int, world: World, store: Path) -> Artifact:
+    cohort, base = world
+    return train(algorithm, None, settings(algorithm, steps), cohort.uri, base.uri, str(store))
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(KILLS, marks=pytest.mark.soak, id="soak")])
 @pytest.mark.parametrize("algorithm", sorted(SETTINGS))
-def test_twenty_kills_leave_the_bytes_of_an_undisturbed_run(
-    algorithm: str, world: tuple[Artifact, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_kills_at_random_steps_leave_the_bytes_of_an_undisturbed_run(
+    algorithm: str,
+    kills: int,
+    world: World,
+    undisturbed: Callable[[str, int], Artifact],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    undisturbed, _ = _to_the_end(algorithm, world, tmp_path / "undisturbed")
-    store, chance, reached = tmp_path / "killed", random.Random(SEED), [0]
-    for number in range(KILLS):
-        run = Ranks(algorithm, world, store, SETTINGS[algorithm])
-        if number % 4:  # the others are killed wherever they are, loading too
-            _wait_beyond(reached[-1], run)
-        time.sleep(chance.uniform(0, 0.4 if number % 4 else 8))
-        run.kill()
-        assert not list(store.glob(f"{algorithm}/*")), "it ended before the last kill: lengthen it"
-        reached.append(_newest(store))
-    found, said = _to_the_end(algorithm, world, store)
-    torn = said.count("is passed over")
-    with capsys.disabled():
-        print(f"\n{algorithm}: {KILLS} kills, at steps {reached[1:]}; {torn} unfinished checkpoints")
-    assert found.manifest.files == undisturbed.manifest.files
+    steps, chance = STEPS * kills, random.Random(SEED)
+    killed = []
+    for step in sorted(chance.sample(range(1, steps - 4), kills)):
+        one = Ranks(algorithm, world, tmp_path, settings(algorithm, steps))
+        wait_for(step, one)
+        time.sleep(chance.uniform(0, 0.2))
+        one.kill()
+        assert not list(tmp_path.glob(f"{algorithm}/*")), "it ended before the last kill: lengthen it"
+        killed.append(newest(tmp_path))
+    torn = (tmp_path / "rank-0.log").read_text().count("is passed over")
+    found = trained(algorithm, steps, world, tmp_path)
+    said = capfd.readouterr().err
+    assert f"going on at {killed[-1]} of {steps} steps" in said  # not at the start
+    torn += said.count("is passed over")
+    with capfd.disabled():
+        print(f"\n{algorithm}: killed after the checkpoints of steps {killed}; {torn} were left unfinished")
+    assert found.manifest.files == undisturbed(algorithm, steps).manifest.files
+    assert list(tmp_path.glob(".work/*/")) == []
 
 
-def _newest(store: Path) -> int:
+@pytest.mark.parametrize("algorithm", sorted(SETTINGS))
+def test_a_kill_between_the_last_step_and_the_commit_costs_no_byte(
+    algorithm: str,
+    world: World,
+    undisturbed: Callable[[str, int], Artifact],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    steps = STEPS * 2
+    with monkeypatch.context() as patch:
+        patch.setattr(run.checkpoint, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trained(algorithm, steps, world, tmp_path)
+    made = trained(algorithm, steps, world, tmp_path)
+    assert made.manifest.files == undisturbed(algorithm, steps).manifest.files
+
+
+def newest(store: Path) -> int:
     found = store.glob(f".work/*/scratch/checkpoints/checkpoint-*/{MARKER}")
     return max((int(path.parent.name.rpartition("-")[2]) for path in found), default=0)
 
 
-def _wait_beyond(step: int, run: Ranks) -> None:
+def wait_for(step: int, one: Ranks) -> None:
+    """Until a checkpoint of this step or a later one counts."""
     until = time.monotonic() + 240
-    while _newest(run.store) <= step:
-        assert time.monotonic() < until, run.said()
-        assert run.processes[0].exitcode is None, run.said()
+    while newest(one.store) < step:
+        assert time.monotonic() < until, one.said()
+        assert one.processes[0].exitcode is None, one.said()
         time.sleep(0.002)
-
-
-def _to_the_end(algorithm: str, world: tuple[Artifact, Artifact], store: Path) -> tuple[Artifact, str]:
-    run = Ranks(algorithm, world, store, SETTINGS[algorithm])
-    assert run.wait(1200) == [0], run.said()
-    (manifest,) = store.glob(f"{algorithm}/*/manifest.json")
-    return open_artifact(str(manifest.parent)), run.said()

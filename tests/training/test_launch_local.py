@@ -192,7 +192,7 @@ def launcher(folder: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)])
 def test_a_signal_is_passed_on_as_a_request_to_save_and_waited_for(
     launcher: subprocess.Popen[str], folder: Path, number: signal.Signals
 ) -> None:

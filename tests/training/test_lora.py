@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def trained(algorithm: str, world: tuple[Artifact, Artifact], store: Path) -> Ar
     return train(algorithm, None, settings, cohort.uri, base.uri, str(store))
 
 
-@pytest.mark.parametrize("algorithm", sorted(SETTINGS))
+@pytest.mark.parametrize("algorithm", ["sft", pytest.param("grpo", marks=pytest.mark.soak)])
 def test_adapters_are_merged_into_a_plain_model_and_survive_a_kill(
     algorithm: str, world: tuple[Artifact, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,6 +52,10 @@ def test_adapters_are_merged_into_a_plain_model_and_survive_a_kill(
             trained(algorithm, world, tmp_path / "killed")
     made = trained(algorithm, world, tmp_path / "undisturbed")
     assert trained(algorithm, world, tmp_path / "killed").digest == made.digest
+    log = [json.loads(line) for line in made.path(checkpoint.LOG).read_text().splitlines()]
+    if algorithm == "grpo":  # against the policy without adapters, which they begin as
+        first, second = (entry["kl"] for entry in log if "kl" in entry)
+        assert first == 0 < second
     _, base = world
     weights = f"{checkpoint.MODEL}/model.safetensors"
     before, after = load_file(base.path(weights)), load_file(made.path(weights))
