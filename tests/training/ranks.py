@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from unirg.artifact import Artifact
@@ -32,10 +34,12 @@ class Ranks:
         store: Path,
         settings: Sequence[str],
         processes: int = 0,
+        before: Callable[[], None] | None = None,
     ) -> None:
         """
         Args:
             processes: that meet as torchrun's do; 0 is one process without torchrun.
+            before: called in each of them before it trains.
         """
         cohort, parent = world
         self.store = store
@@ -54,7 +58,7 @@ class Ranks:
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 environment |= {"GLOO_SOCKET_IFNAME": "lo"}
             log = str(store / f"rank-{rank}.log")
-            one = context.Process(target=_main, args=(command, environment, log), daemon=True)
+            one = context.Process(target=_main, args=(command, environment, log, before), daemon=True)
             one.start()
             self.processes.append(one)
 
@@ -87,7 +91,28 @@ class Ranks:
         return (self.store / f"rank-{rank}.log").read_text(errors="replace")
 
 
-def _main(command: Sequence[str], environment: Mapping[str, str], log: str) -> None:
+def fixed_rollouts() -> None:
+    """From here on this process's GRPO is given its rollouts: the same, however many processes train."""
+    from unirg.training.rollouts import SharedGRPOTrainer
+
+    def written(self: SharedGRPOTrainer) -> list[list[int]]:
+        found: list[list[int]] = []
+        earlier: Counter[str] = Counter()
+        for row in self._inputs:
+            name = row["study_id"]
+            chance = random.Random(f"{self.state.global_step} {name} {earlier[name]}")
+            earlier[name] += 1
+            text = " ".join(chance.choices(row["reference"].split(), k=chance.randrange(2, 9)))
+            found.append([*self._tokenizer(text)["input_ids"], self._tokenizer.eos_token_id])
+        self._begin_rewards(0, found)
+        return found
+
+    SharedGRPOTrainer._written = written  # type: ignore[method-assign]
+
+
+def _main(
+    command: Sequence[str], environment: Mapping[str, str], log: str, before: Callable[[], None] | None
+) -> None:
     die_with_parent()
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 1)
@@ -96,6 +121,8 @@ def _main(command: Sequence[str], environment: Mapping[str, str], log: str) -> N
     os.environ.update(environment)
     from unirg.training.__main__ import main
 
+    if before:
+        before()
     sys.exit(main(command))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.ranks import Ranks
+from tests.training.ranks import Ranks, fixed_rollouts
 from unirg import checkpoint
 from unirg.artifact import Artifact, open_artifact
 from unirg.cohort.stage import StageConfig, stage
@@ -22,6 +22,16 @@ SETTINGS = [
     "save_steps=1",
     "learning_rate=1e-3",
     "weight_decay=0.1",
+]
+ROLLOUTS = [
+    "micro_batch=4",
+    "batch_size=16",
+    "group_size=4",
+    "max_steps=4",
+    "learning_rate=1e-3",
+    "kl=0.03",
+    "max_completion_tokens=16",
+    "rewards={bleu2: 0.5, rouge_l: 0.5}",
 ]
 TRY_AGAIN = 75
 
@@ -53,7 +63,9 @@ def made(store: Path) -> Artifact:
     return open_artifact(str(manifest.parent))
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize(
+    "zero", [pytest.param(0, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak), 3]
+)
 def test_two_processes_lose_as_one_does_and_one_goes_on_with_what_they_saved_when_told_to_end(
     zero: int, world: tuple[Artifact, Artifact], alone: Artifact, tmp_path: Path
 ) -> None:
@@ -67,3 +79,28 @@ def test_two_processes_lose_as_one_does_and_one_goes_on_with_what_they_saved_whe
     assert one.wait() == [0], one.said()
     assert "1 go on with what 2 processes began" in one.said()
     assert curve(made(tmp_path)) == pytest.approx(curve(alone), rel=TOLERANCE)
+
+
+def test_two_processes_reinforce_as_one_does_from_the_same_rollouts(
+    world: tuple[Artifact, Artifact], tmp_path: Path
+) -> None:
+    """What a process samples depends on its number; rewards, advantages, loss and gradient must not.
+
+    The log's KL and entropy are means over the tokens of what is computed at once, averaged: here of twice as
+    many tokens.
+    """
+    curves = []
+    for processes in (1, 2):
+        store = tmp_path / str(processes)
+        settings = [*ROLLOUTS, f"processes={processes}"]
+        ranks = Ranks("grpo", world, store, settings, processes=processes, before=fixed_rollouts)
+        codes = ranks.wait()
+        assert codes == [0] * processes, ranks.said(0)
+        (manifest,) = store.glob("grpo/*/manifest.json")
+        log = open_artifact(str(manifest.parent)).path(checkpoint.LOG).read_text().splitlines()
+        curves.append([entry for line in log if "loss" in (entry := json.loads(line))])
+    one, two = ({name: [entry[name] for entry in curve] for name in curve[0]} for curve in curves)
+    for name in ("loss", "grad_norm", "reward", "rewards/bleu2/mean", "advantage_std", "length/mean"):
+        assert two[name] == pytest.approx(one[name], rel=TOLERANCE), name
+    for name in ("kl", "entropy"):
+        assert two[name] == pytest.approx(one[name], rel=0.05), name
