@@ -31,5 +31,7 @@ def test_the_table_has_every_kind_with_their_ratios(capsys: pytest.CaptureFixtur
 def test_the_scale_table_has_every_size_and_both_ratios(capsys: pytest.CaptureFixture[str]) -> None:
     staging_scale.main(["--studies", "8", "16", "--size", "64"])
     table = capsys.readouterr().out
-    assert re.findall(r"(\d+) studies +[\d.]+ s +[\d.]+ studies/s +\d+ MiB .* +\d+ MiB", table) == ["8", "16"]
-    assert len(re.findall(r"(?:time per study|memory): [\d.]+ x   (?:met|MISSED)", table)) == 2
+    assert re.findall(
+        r"(\d+) studies +[\d.]+ s +[\d.]+ studies/s +[\d.]+ CPU-s +\d+ MiB .* +\d+ MiB", table
+    ) == ["8", "16"]
+    assert len(re.findall(r"(?:CPU time per study|memory): [\d.]+ x   (?:met|MISSED)", table)) == 2

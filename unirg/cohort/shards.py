@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ class ShardWriter:
                 unreadable.append((study.study_id, f"{UNREADABLE}: {condemned[place]}"))
                 continue
             try:
-                row, pixels = self._decoded(study, lambda place=place: begin(place))  # type: ignore[misc]
+                row, pixels = self._decoded(study, partial(begin, place))
             except UnreadableImage as error:
                 unreadable.append((study.study_id, f"{UNREADABLE}: {error}"))
             else:

@@ -15,6 +15,7 @@ on how many studies are asked for but where the corpus ends: the first studies a
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -38,6 +39,9 @@ __all__ = ["TRAINED", "TRUTH_SCHEMA", "ZERO_SHOT", "Phantom"]
 
 VERSION = 1
 """Raised whenever a study's text or pixels change for the same seed."""
+
+BATCH = 1000
+"""Studies whose truth is written at once."""
 
 _URI = re.compile(r"phantom:s([0-9]{5,9})-([1-9])")
 
@@ -139,9 +143,10 @@ class Phantom:
 
     def truth(self) -> pa.Table:
         """What each study shows, how its report is annotated, and how it stands to the one before."""
-        return pa.Table.from_pylist(
-            [_truth(patient, encounter) for patient, encounter in self._encounters()], schema=TRUTH_SCHEMA
-        )
+        rows = (_truth(patient, encounter) for patient, encounter in self._encounters())
+        # As Python objects they take seven times as much memory, so never all at once.
+        parts = iter(lambda: list(itertools.islice(rows, BATCH)), [])
+        return pa.concat_tables([pa.Table.from_pylist(part, TRUTH_SCHEMA) for part in parts])
 
     def _encounters(self) -> Iterator[tuple[Patient, Encounter]]:
         number, left = 0, self.studies
