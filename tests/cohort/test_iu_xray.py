@@ -342,7 +342,7 @@ def test_what_rexrank_tests_is_tested_with_and_the_rest_trains(tmp_path: Path) -
 
 def test_a_file_of_another_corpus_under_the_name_of_rexranks_is_refused(tmp_path: Path) -> None:
     files = {"1.xml": xml("1"), "ReXRank_IUXray_test.json": '{"p10_p10999901_s50999901": {}}'}
-    with pytest.raises(UserError, match="ReXRank_IUXray_test.json: a key is no study of IU X-ray") as caught:
+    with pytest.raises(UserError, match="a key is no study of IU's") as caught:
         list(corpus(tmp_path, files).records())
     assert "10999901" not in str(caught.value)
 
@@ -426,7 +426,8 @@ def test_no_study_that_rexrank_tests_trains(real: dict[str, Study], tmp_path: Pa
     for name in SPLITS:
         shutil.copy(REAL.parent / "rexrank" / name, tmp_path)
     found = [record for record in IUXray(str(tmp_path)).records() if isinstance(record, Study)]
-    assert Counter(study.split for study in found) == {"train": 3955 - 590 - 296, "test": 590, "validate": 296}
+    sizes = Counter(study.split for study in found)
+    assert sizes == {"train": 3955 - 590 - 296, "test": 590, "validate": 296}
     tested = json.loads((tmp_path / "ReXRank_IUXray_test.json").read_bytes())
     assert {study.study_id for study in found if study.split == "test"} == {
         name.partition("_")[0] for name in tested

@@ -202,7 +202,7 @@ class IUXray(source.ImageFiles):
                 for key, _ in jsonstream.records(self.root, file.path, label):
                     study = _REXRANK.fullmatch(key)
                     if study is None:
-                        raise UserError(f"{label}: a key is no study of IU X-ray; fetch the original file again")
+                        raise UserError(f"{label}: a key is no study of IU's; fetch the original file again")
                     splits[int(study[1])] = split
         return splits
 
