@@ -331,7 +331,7 @@ def test_what_rexrank_tests_is_tested_with_and_the_rest_trains(tmp_path: Path) -
     def splits(**files: str) -> list[str | None]:
         named = {f"rexrank/ReXRank_IUXray_{name}.json": content for name, content in files.items()}
         reports = {f"{uid}.xml": xml(uid) for uid in ("1", "2", "3")}
-        found = corpus(tmp_path / "-".join(files), reports | named).records()
+        found = corpus(tmp_path / "-".join(files), {**reports, **named}).records()
         return [record.split for record in found if isinstance(record, Study)]
 
     assert splits() == [None, None, None]
@@ -341,7 +341,8 @@ def test_what_rexrank_tests_is_tested_with_and_the_rest_trains(tmp_path: Path) -
 
 
 def test_a_file_of_another_corpus_under_the_name_of_rexranks_is_refused(tmp_path: Path) -> None:
-    files = {"1.xml": xml("1"), "ReXRank_IUXray_test.json": '{"p10_p10999901_s50999901": {}}'}
+    files: dict[str, bytes | str] = {"1.xml": xml("1")}
+    files |= {"ReXRank_IUXray_test.json": '{"p10_p10999901_s50999901": {}}'}
     with pytest.raises(UserError, match="a key is no study of IU's") as caught:
         list(corpus(tmp_path, files).records())
     assert "10999901" not in str(caught.value)
