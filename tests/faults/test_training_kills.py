@@ -18,7 +18,6 @@ from tests.training.ranks import Ranks
 from unirg.artifact import Artifact
 from unirg.cohort.stage import StageConfig, stage
 from unirg.training import policy, run, train
-from unirg.training.checkpoints import MARKER
 
 KILLS = int(os.environ.get("UNIRG_SOAK_KILLS", "20"))
 SEED = int(os.environ.get("UNIRG_SOAK_SEED", "0"))
@@ -77,11 +76,11 @@ def test_kills_at_random_steps_leave_the_bytes_of_an_undisturbed_run(
     killed = []
     for step in sorted(chance.sample(range(1, steps - 4), kills)):
         one = Ranks(algorithm, world, tmp_path, settings(algorithm, steps))
-        wait_for(step, one)
+        one.wait_for_checkpoint(step)
         time.sleep(chance.uniform(0, 0.2))
         one.kill()
         assert not list(tmp_path.glob(f"{algorithm}/*")), "it ended before the last kill: lengthen it"
-        killed.append(newest(tmp_path))
+        killed.append(one.newest())
     torn = (tmp_path / "rank-0.log").read_text().count("is passed over")
     found = trained(algorithm, steps, world, tmp_path)
     said = capfd.readouterr().err
@@ -111,17 +110,5 @@ def test_a_kill_between_the_last_step_and_the_commit_costs_no_byte(
             trained(algorithm, steps, world, tmp_path)
     made = trained(algorithm, steps, world, tmp_path)
     assert made.manifest.files == undisturbed(algorithm, steps).manifest.files
-
-
-def newest(store: Path) -> int:
-    found = store.glob(f".work/*/scratch/checkpoints/checkpoint-*/{MARKER}")
-    return max((int(path.parent.name.rpartition("-")[2]) for path in found), default=0)
-
-
-def wait_for(step: int, one: Ranks) -> None:
-    """Until a checkpoint of this step or a later one counts."""
-    until = time.monotonic() + 240
-    while newest(one.store) < step:
-        assert time.monotonic() < until, one.said()
-        assert one.processes[0].exitcode is None, one.said()
-        time.sleep(0.002)
+    weights = "model/model.safetensors"
+    assert made.manifest.files[weights] != world[1].manifest.files[weights]  # it has learnt something

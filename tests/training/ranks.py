@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.waiting import until
 from unirg.artifact import Artifact
 from unirg.processes import die_with_parent
 from unirg.training.checkpoints import MARKER
@@ -70,14 +71,18 @@ class Ranks:
             assert one.exitcode is not None, f"still running; so far:\n{self.said()}"
         return [int(one.exitcode or 0) for one in self.processes]
 
-    def wait_for_checkpoint(self, step: int) -> Path:
-        """Until the checkpoint of this step counts; returns the folder of all."""
-        until = time.monotonic() + 240
-        while not (found := list(self.store.glob(f".work/*/scratch/checkpoints/checkpoint-{step}/{MARKER}"))):
-            assert time.monotonic() < until, self.said()
-            assert any(one.exitcode is None for one in self.processes), self.said()
-            time.sleep(0.002)
-        return found[0].parents[1]
+    def wait_for_checkpoint(self, step: int) -> None:
+        """Until the checkpoint of this step, or of a later one, counts."""
+        until(lambda: self.newest() >= step or not self._run(), 240, self.said)
+        assert self.newest() >= step, self.said()
+
+    def newest(self) -> int:
+        """The step of the newest checkpoint that counts; 0 without any."""
+        found = self.store.glob(f".work/*/scratch/checkpoints/checkpoint-*/{MARKER}")
+        return max((int(path.parent.name.rpartition("-")[2]) for path in found), default=0)
+
+    def _run(self) -> bool:
+        return any(one.exitcode is None for one in self.processes)
 
     def kill(self, rank: int = 0) -> None:
         self.processes[rank].kill()
