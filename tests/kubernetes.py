@@ -125,10 +125,11 @@ class Server:
             self._changed.notify_all()
 
     def compact(self) -> None:
-        """Forget all versions so far: watches get 410 Gone until something changes."""
+        """Forget all versions so far, as a server that restarts does: a watch from one gets 410 Gone."""
         with self._changed:
+            self._version += 1  # something else has changed meanwhile
+            self._oldest = self._version
             self._events.clear()
-            self._oldest = self._version + 1
             self._changed.notify_all()
 
     def count(self, match: str) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests import crds
+from tests.balancer import Balancer
 from tests.controller import Controller
 from tests.kubernetes import Server
 from unirg import cluster
@@ -137,6 +138,19 @@ def test_an_api_that_stays_away_is_told_after_the_patience(api: Cluster, server:
         api.get(JOB, "one")
 
 
+def test_a_handshake_that_breaks_off_is_repeated(tmp_path: Path) -> None:
+    balancer = Balancer(tmp_path, breaks=3)
+    assert balancer.api(trusted=balancer.certificate).get(JOB, "one")
+    assert balancer.connections == 4
+
+
+def test_a_certificate_that_is_not_trusted_ends_the_call_at_once(tmp_path: Path) -> None:
+    balancer = Balancer(tmp_path, breaks=0)
+    with pytest.raises(ClusterError, match=r"CERTIFICATE_VERIFY_FAILED.*certificate-authority"):
+        balancer.api(trusted=None).get(JOB, "one")
+    assert balancer.connections == 1
+
+
 def test_a_lost_answer_to_a_creation_ends_as_a_conflict_not_as_two_objects(
     api: Cluster, server: Server
 ) -> None:
@@ -189,6 +203,22 @@ def test_an_object_is_followed_through_every_break_until_it_is_gone(
     controller.delete("one")
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_an_object_older_than_what_the_api_remembers_is_watched_not_polled(
+    api: Cluster, server: Server, controller: Controller
+) -> None:
+    made = api.create(JOB, job())
+    server.compact()
+    seen: list[Object] = []
+    thread = followed(api, made, seen)
+    soon(lambda: server.count("watch=true"))
+    controller.condition("one", "Suspended")
+    soon(lambda: any(cluster.holds(one, "Suspended") for one in seen))
+    controller.delete("one")
+    thread.join(10)
+    assert not thread.is_alive()
+    assert server.count("watch=true") == 1
 
 
 def test_an_object_replaced_by_another_of_its_name_is_gone(

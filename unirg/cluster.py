@@ -23,11 +23,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from ssl import SSLCertVerificationError
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from urllib3 import Timeout
-from urllib3.exceptions import HTTPError, SSLError
+from urllib3.exceptions import HTTPError
 
 from unirg.errors import UserError
 from unirg.telemetry import InternalError
@@ -210,16 +211,18 @@ class Cluster:
         Args:
             of: its uid: one created later under the same name is not it.
         """
-        backoff = _Backoff(self)
+        backoff, query = _Backoff(self), {"fieldSelector": f"metadata.name={name}"}
+        watch = query | {"watch": "true", "timeoutSeconds": str(STREAM_S)}
         while True:
-            seen = self.get(kind, name)
-            if seen is None or uid(seen) != of:
+            now = self._asked(f"get {kind} {name}", "GET", kind.path(self.namespace), query)
+            seen = next((one for one in now["items"] if uid(one) == of), None)
+            if seen is None:
                 return
             yield seen
-            query = {"watch": "true", "fieldSelector": f"metadata.name={name}"}
-            query |= {"resourceVersion": seen["metadata"]["resourceVersion"], "timeoutSeconds": str(STREAM_S)}
+            # From now on: the object's own version may be older than what the API remembers.
+            watch["resourceVersion"] = now["metadata"]["resourceVersion"]
             try:
-                answer = self._send("GET", kind.path(self.namespace), query, quiet_s=STREAM_S * 1.5)
+                answer = self._send("GET", kind.path(self.namespace), watch, quiet_s=STREAM_S * 1.5)
                 with closing(answer):
                     backoff.answered()
                     for event in map(_event, _lines(answer)):
@@ -279,13 +282,13 @@ class Cluster:
                     time.sleep(self.pause_s * 25)
 
     def _asked(
-        self, what: str, method: str, path: str, query: Mapping[str, str], body: Object | None = None
+        self, what: str, verb: str, path: str, query: Mapping[str, str], body: Object | None = None
     ) -> Object:
         """The answer to a request, repeated while it fails for a while."""
         backoff = _Backoff(self)
         while True:
             try:
-                with closing(self._send(method, path, query, body)) as answer:
+                with closing(self._send(verb, path, query, body)) as answer:
                     return dict(json.loads(answer.read()))
             except (HTTPError, OSError, ValueError) as error:
                 backoff.pause(_Broken(type(error).__name__), what)
@@ -293,12 +296,7 @@ class Cluster:
                 backoff.pause(error, what)
 
     def _send(
-        self,
-        method: str,
-        path: str,
-        query: Mapping[str, str],
-        body: Object | None = None,
-        quiet_s: float = 30.0,
+        self, verb: str, path: str, query: Mapping[str, str], body: Object | None = None, quiet_s: float = 30
     ) -> Any:
         """One request; a good answer with its body unread. Raises _Refused or _Broken."""
         client = self._client = self._client or self.load()
@@ -307,7 +305,7 @@ class Cluster:
         client.update_params_for_auth(headers, [], ["BearerToken"])
         try:
             answer = client.rest_client.pool_manager.request(
-                method,
+                verb,
                 f"{client.configuration.host}{path}?{urlencode(query)}",
                 headers=headers,
                 body=None if body is None else json.dumps(body),
@@ -319,9 +317,11 @@ class Cluster:
                 return answer
             with closing(answer):
                 raise _refusal(answer)
-        except SSLError as error:
-            raise ClusterError(f"no trusted connection to the Kubernetes API: {error}") from None
         except (HTTPError, OSError) as error:
+            # Not every failure of TLS is for good: a balancer may close during the handshake.
+            if isinstance(error.__context__, SSLCertVerificationError):
+                remedy = "put right the certificate-authority in the kubeconfig"
+                raise ClusterError(f"the Kubernetes API cannot be trusted ({error}): {remedy}") from None
             raise _Broken(type(error).__name__) from None
 
 
