@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,14 +18,14 @@ import pytest
 from tests.controller import Controller
 from tests.kubernetes import Server
 from unirg import cluster
-from unirg.cluster import Cluster, Object
+from unirg.cluster import Cluster
 from unirg.errors import UserError
 from unirg.training import launch, trainjob
-from unirg.training.trainjob import KEY, TRAINJOB, TrainJobConfig
+from unirg.training.trainjob import ARTIFACT, TRAINJOB, TrainJobConfig
 
 ROOT = Path(__file__).parents[2]
-ACTION = "0123456789abcdef" * 4
-NAME = "unirg-sft-0123456789abcdef"
+URI = "s3://unirg/store/sft/0123456789abcdef"
+NAME = trainjob.name_of("sft", URI)
 COMMAND = ["python", "-m", "unirg.training", "sft", "--store", "s3://unirg/store"]
 SETTINGS = TrainJobConfig(image="registry.example/unirg-trainer:1", processes_per_node=2, gpus_per_node=2)
 REAL = "UNIRG_TEST_KUBECONFIG"
@@ -49,11 +48,11 @@ class Place:
     server: Server | None = None
     lines: list[str] = field(default_factory=list)
 
-    def train(self, config: TrainJobConfig = SETTINGS, processes: int = 2) -> None:
-        launch.train_job(config, processes, "sft", ACTION, COMMAND, self.api, self.lines.append)
+    def train(self, config: TrainJobConfig = SETTINGS, uri: str = URI) -> None:
+        launch.train_job(config, 2, "sft", uri, COMMAND, self.api, self.lines.append)
 
-    def begin(self, config: TrainJobConfig = SETTINGS) -> Launched:
-        return Launched(self, config)
+    def begin(self, config: TrainJobConfig = SETTINGS, uri: str = URI) -> Launched:
+        return Launched(self, config, uri)
 
     def told(self, text: str) -> bool:
         return any(text in line for line in self.lines)
@@ -62,9 +61,9 @@ class Place:
 class Launched(threading.Thread):
     """A launcher under way."""
 
-    def __init__(self, place: Place, config: TrainJobConfig) -> None:
+    def __init__(self, place: Place, config: TrainJobConfig, uri: str) -> None:
         super().__init__(daemon=True)
-        self.place, self.config = place, config
+        self.place, self.config, self.uri = place, config, uri
         self.error: BaseException | None = None
         before = len(place.lines)
         self.start()
@@ -72,7 +71,7 @@ class Launched(threading.Thread):
 
     def run(self) -> None:
         try:
-            self.place.train(self.config)
+            self.place.train(self.config, self.uri)
         except BaseException as error:
             self.error = error
 
@@ -116,7 +115,7 @@ def test_a_job_is_made_waits_in_its_queue_and_completes(place: Place) -> None:
     running = place.begin()
     (made,) = place.controller.jobs()
     assert made["metadata"]["name"] == NAME
-    assert made["metadata"]["annotations"][KEY] == ACTION
+    assert made["metadata"]["annotations"][ARTIFACT] == URI
     assert place.api.get(trainjob.RUNTIME, made["spec"]["runtimeRef"]["name"])
     place.controller.condition(NAME, "Suspended")
     soon(lambda: place.told("suspended, waiting for its turn"))
@@ -132,6 +131,18 @@ def test_a_second_launcher_goes_on_with_the_job_of_the_first(place: Place) -> No
     assert len(place.controller.jobs()) == 1
     place.controller.condition(NAME, "Complete")
     assert (first.end(), second.end()) == (None, None)
+
+
+def test_the_same_training_into_another_store_is_another_job(place: Place) -> None:
+    other = "s3://unirg/another/sft/0123456789abcdef"
+    running = [place.begin(), place.begin(uri=other)]
+    made = {
+        one["metadata"]["annotations"][ARTIFACT]: one["metadata"]["name"] for one in place.controller.jobs()
+    }
+    assert made.keys() == {URI, other}
+    for name in made.values():
+        place.controller.condition(name, "Complete")
+    assert [one.end() for one in running] == [None, None]
 
 
 @pytest.mark.parametrize("ended", ["Failed", "Complete"])
@@ -152,7 +163,7 @@ def test_a_job_that_has_ended_is_replaced(place: Place, ended: str) -> None:
 
 
 def test_a_job_that_is_being_deleted_is_waited_for(place: Place) -> None:
-    place.api.create(TRAINJOB, trainjob.job(SETTINGS, "sft", ACTION, COMMAND))
+    place.api.create(TRAINJOB, trainjob.job(SETTINGS, "sft", URI, COMMAND))
     place.controller.finalizers(NAME, "example.com/pods")
     place.controller.delete(NAME)
     running = place.begin()
@@ -172,10 +183,10 @@ def test_a_job_that_someone_deletes_is_told(place: Place) -> None:
 
 
 def test_a_job_of_another_training_is_left_alone(place: Place) -> None:
-    other = trainjob.job(SETTINGS, "sft", ACTION, COMMAND)
-    other["metadata"]["annotations"][KEY] = "another"
+    other = trainjob.job(SETTINGS, "sft", URI, COMMAND)
+    other["metadata"]["annotations"][ARTIFACT] = "another"
     place.api.create(TRAINJOB, other)
-    with pytest.raises(UserError, match="is not this training's"):
+    with pytest.raises(UserError, match="makes another, not s3://unirg/store/sft"):
         place.train()
     assert len(place.controller.jobs()) == 1
 
@@ -268,71 +279,11 @@ def test_training_goes_on_where_its_log_may_not_be_read(double: Place) -> None:
     assert running.end() is None
 
 
-@pytest.mark.parametrize(
-    ("state", "status", "error", "told"),
-    [
-        (
-            {
-                "terminated": {
-                    "exitCode": 137,
-                    "reason": "OOMKilled",
-                    "message": '{"rank": 3, "exit_code": -9}',
-                }
-            },
-            {},
-            launch.LaunchError,
-            r"with exit code 137 \(OOMKilled\), by rank 3: raise memory_per_node",
-        ),
-        (
-            {"terminated": {"exitCode": 137}},
-            {"reason": "Evicted", "message": "The node was low on resource: ephemeral-storage."},
-            launch.LaunchError,
-            r"with exit code 137 \(Evicted\): the node took the pod back: raise scratch",
-        ),
-        (
-            {"terminated": {"exitCode": 2, "reason": "Error"}},
-            {},
-            UserError,
-            r"with exit code 2 \(Error\): put right what its lines say",
-        ),
-        (
-            {"terminated": {"exitCode": 75, "reason": "Error"}},
-            {
-                "conditions": [
-                    {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
-                ]
-            },
-            launch.LaunchError,
-            r"with exit code 75 \(EvictionByEvictionAPI\): it was told to end more often than max_restarts",
-        ),
-    ],
-)
-def test_a_failure_names_the_pod_that_caused_it_how_it_ended_and_the_remedy(
-    double: Place, state: Object, status: Object, error: type[Exception], told: str
-) -> None:
-    server, controller = double.server, double.controller
-    assert server
-    running = double.begin()
-    consequence, cause = controller.pod(NAME, 0), controller.pod(NAME, 1)
-    ended = {"exitCode": 1, "reason": "Error", "finishedAt": "2026-01-01T00:00:00Z"}
-    controller.state(consequence, "Failed", {"terminated": ended})
-    state["terminated"]["finishedAt"] = "2026-01-01T00:00:05Z"  # clocks of nodes differ
-    controller.state(cause, "Failed", state, **status)
-    server.log(cause, "Findings: a report's words", "sft: 3 of 9 steps (33%)", "unirg: what was wrong")
-    controller.condition(NAME, "Failed", reason="FailedJobs")
-    caught = running.end()
-    assert type(caught) is error
-    text = str(caught)
-    assert f"TrainJob {NAME} failed (FailedJobs): Pod {cause} ended" in text
-    assert re.search(told, text)
-    assert text.endswith("its last lines:\n  sft: 3 of 9 steps (33%)\n  unirg: what was wrong")
-
-
 LAUNCHER = """
 from tests.training import test_launch_trainjob as test
 from unirg.training import launch
 launch.POLL_S = 0.02
-launch.train_job(test.SETTINGS, 2, "sft", test.ACTION, test.COMMAND)
+launch.train_job(test.SETTINGS, 2, "sft", test.URI, test.COMMAND)
 """
 
 
@@ -396,4 +347,4 @@ def test_an_interrupted_launcher_leaves_or_cancels_the_job(
 
 def test_as_many_processes_as_the_training_says() -> None:
     with pytest.raises(UserError, match="processes = 16, but nodes = 1 with processes_per_node = 2 are 2"):
-        launch.train_job(SETTINGS, 16, "sft", ACTION, COMMAND)
+        launch.train_job(SETTINGS, 16, "sft", URI, COMMAND)

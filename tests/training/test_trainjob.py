@@ -13,7 +13,7 @@ from unirg.errors import UserError
 from unirg.training import trainjob
 from unirg.training.trainjob import Toleration, TrainJobConfig
 
-ACTION = "0123456789abcdef" * 4
+URI = "s3://unirg/store/sft/0123456789abcdef"
 COMMAND = ["python", "-m", "unirg.training", "sft", "--store", "s3://unirg/store"]
 SETTINGS = TrainJobConfig(image="registry.example/unirg-trainer:1", processes_per_node=2, gpus_per_node=2)
 EVERYTHING = TrainJobConfig(
@@ -36,7 +36,7 @@ EVERYTHING = TrainJobConfig(
 @pytest.mark.parametrize("settings", [SETTINGS, EVERYTHING, TrainJobConfig(image="x", gpus_per_node=0)])
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_every_manifest_is_valid_by_trainer_s_own_schemas(settings: TrainJobConfig, stage: str) -> None:
-    job, runtime = trainjob.job(settings, stage, ACTION, COMMAND), trainjob.runtime(settings)
+    job, runtime = trainjob.job(settings, stage, URI, COMMAND), trainjob.runtime(settings)
     assert crds.problems("trainjobs", job) == []
     assert crds.problems("trainingruntimes", runtime) == []
     assert job["spec"]["runtimeRef"] == {"name": runtime["metadata"]["name"], "kind": "TrainingRuntime"}
@@ -44,7 +44,7 @@ def test_every_manifest_is_valid_by_trainer_s_own_schemas(settings: TrainJobConf
 
 
 def test_the_configuration_reaches_the_manifests() -> None:
-    job, runtime = trainjob.job(EVERYTHING, "sft", ACTION, COMMAND), trainjob.runtime(EVERYTHING)
+    job, runtime = trainjob.job(EVERYTHING, "sft", URI, COMMAND), trainjob.runtime(EVERYTHING)
     spec = job["spec"]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpu"
     assert spec["trainer"]["numNodes"] == 4
@@ -71,14 +71,15 @@ def test_the_configuration_reaches_the_manifests() -> None:
 
 
 def test_a_job_without_gpus_says_so_to_deepspeed() -> None:
-    job = trainjob.job(TrainJobConfig(image="x", gpus_per_node=0), "sft", ACTION, COMMAND)
+    job = trainjob.job(TrainJobConfig(image="x", gpus_per_node=0), "sft", URI, COMMAND)
     assert {"name": "DS_ACCELERATOR", "value": "cpu"} in job["spec"]["trainer"]["env"]
     assert "nvidia.com/gpu" not in str(job)
 
 
 def test_names_are_those_of_content() -> None:
-    assert trainjob.name_of("grpo", ACTION) == trainjob.name_of("grpo", ACTION)
-    longest = trainjob.name_of("grpo", ACTION) + "-node-0-99999-abcde"
+    assert trainjob.name_of("grpo", URI) == trainjob.name_of("grpo", URI)
+    assert trainjob.name_of("grpo", URI) != trainjob.name_of("grpo", URI.replace("store", "another"))
+    longest = trainjob.name_of("grpo", URI) + "-node-0-99999-abcde"
     assert re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", longest)
     assert len(longest) <= 63
     same = trainjob.runtime(SETTINGS.model_copy(update={"environment": {"A": "b"}, "nodes": 3}))

@@ -95,5 +95,5 @@ def _launched(
     for what in (store, *options.values()):
         if what and storage.is_local(what):
             raise UserError(f"{what} is a folder of this machine, which pods do not see: use an object store")
-    launch.train_job(settings.trainjob, settings.processes, stage, key, ["python", *command[1:]])
+    launch.train_job(settings.trainjob, settings.processes, stage, uri, ["python", *command[1:]])
     return open_artifact(uri)

@@ -27,7 +27,7 @@ from unirg.errors import UserError
 from unirg.telemetry import InternalError
 from unirg.training import trainjob
 from unirg.training.torchrun import FAILURE_FILE, ending
-from unirg.training.trainjob import KEY, MISTAKE, NODE, RUNTIME, TRAINJOB, TrainJobConfig
+from unirg.training.trainjob import ARTIFACT, MISTAKE, NODE, RUNTIME, TRAINJOB, TrainJobConfig
 
 Echo = Callable[[str], None]
 GRACE_S = 60
@@ -162,20 +162,20 @@ def train_job(
     config: TrainJobConfig,
     processes: int,
     stage: str,
-    key: str,
+    uri: str,
     command: Sequence[str],
     where: Cluster | None = None,
     echo: Echo = to_stderr,
 ) -> None:
     """Run a command in the pods of a TrainJob until it is complete.
 
-    The job is found again by its name, the artifact's action key: a running one is adopted, whoever started
-    it; a failed one, and a complete one whose artifact is gone, is replaced.
+    The job is found again by its name, which comes from the artifact's URI: a running one is adopted, whoever
+    started it; a failed one, and a complete one whose artifact is gone, is replaced.
 
     Args:
         processes: of all nodes together, as the training's configuration says.
         stage: of the artifact: sft or grpo.
-        key: the artifact's action key.
+        uri: where the artifact will be: its store, stage and action key.
         command: what every process runs; all that it names must be in the image or in a store.
 
     Raises:
@@ -190,7 +190,7 @@ def train_job(
         )
     where = where or cluster.connect(config.namespace, config.context)
     with _ending_on_sigterm():
-        job, adopted = _begin(where, config, trainjob.job(config, stage, key, command), echo)
+        job, adopted = _begin(where, config, trainjob.job(config, stage, uri, command), echo)
         over = threading.Event()
         logs = threading.Thread(target=_stream, args=(where, job, adopted, over, echo), daemon=True)
         logs.start()
@@ -224,7 +224,7 @@ def _aside(work: Callable[..., Object], *arguments: Any) -> futures.Future[Objec
 
 def _begin(where: Cluster, config: TrainJobConfig, wanted: Object, echo: Echo) -> tuple[Object, bool]:
     """The TrainJob, made or found, and whether it was found."""
-    name, key = wanted["metadata"]["name"], wanted["metadata"]["annotations"][KEY]
+    name, uri = wanted["metadata"]["name"], wanted["metadata"]["annotations"][ARTIFACT]
     with suppress(cluster.Conflict):  # its name is its content
         where.create(RUNTIME, trainjob.runtime(config))
     while True:
@@ -236,9 +236,10 @@ def _begin(where: Cluster, config: TrainJobConfig, wanted: Object, echo: Echo) -
                 continue  # another launcher was quicker, or the answer to our own call was lost
             echo(f"TrainJob {name} in namespace {where.namespace}: created")
             return made, False
-        if found["metadata"].get("annotations", {}).get(KEY) != key:
+        makes = found["metadata"].get("annotations", {}).get(ARTIFACT, "nothing of ours")
+        if makes != uri:
             raise UserError(
-                f"TrainJob {name} in namespace {where.namespace} is not this training's: delete or rename it"
+                f"TrainJob {name} in namespace {where.namespace} makes {makes}, not {uri}: delete it"
             )
         ended = next((one for one in ("Complete", "Failed") if holds(found, one)), "")
         leaving = "deletionTimestamp" in found["metadata"]

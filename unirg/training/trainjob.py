@@ -2,9 +2,9 @@
 
 The runtime holds what every training shares (volumes, security, restarts) and is named by the digest of its
 content: made once, never changed, so no administrator need install or update it. The TrainJob holds what
-this training is, and is named by the action key of the artifact that it makes: a launcher that is started
-again finds it. Neither has a time to live: Trainer makes a job again whose JobSet was cleaned up
-(kubeflow/trainer 3737).
+this training is, and is named by the URI of the artifact that it makes: a launcher that is started again
+finds it, and the same training into another store is another job. Neither has a time to live: Trainer makes
+a job again whose JobSet was cleaned up (kubeflow/trainer 3737).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ TRAINJOB = Kind("trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob")
 RUNTIME = Kind("trainer.kubeflow.org/v1alpha1", "trainingruntimes", "TrainingRuntime")
 NODE = "node"
 """Trainer's name for the replicated job and the container that train."""
-KEY = "unirg.io/action-key"
+ARTIFACT = "unirg.io/artifact"
+"""Annotation: the URI of the artifact that a job makes."""
 MARGIN_S = 30
 """Between the end of the ranks' grace and that of the pod's."""
 CACHE = "/cache"
@@ -117,13 +118,13 @@ class TrainJobConfig(Config):
         return self
 
 
-def name_of(stage: str, key: str) -> str:
+def name_of(stage: str, uri: str) -> str:
     """A TrainJob's name: the same for the same artifact, and short enough for its pods' host names."""
-    return f"unirg-{stage}-{key[:16]}"
+    return f"unirg-{stage}-{sha256(uri.encode())[:16]}"
 
 
-def job(config: TrainJobConfig, stage: str, key: str, command: Sequence[str]) -> Object:
-    """The TrainJob that makes the artifact with this action key by a command under torchrun."""
+def job(config: TrainJobConfig, stage: str, uri: str, command: Sequence[str]) -> Object:
+    """The TrainJob that makes the artifact at a URI by a command under torchrun."""
     resources: dict[str, str] = {"cpu": config.cpus_per_node, "memory": config.memory_per_node}
     limits = {"memory": config.memory_per_node}
     if config.gpus_per_node:
@@ -145,7 +146,7 @@ def job(config: TrainJobConfig, stage: str, key: str, command: Sequence[str]) ->
     }
     if config.deadline_s:
         spec["activeDeadlineSeconds"] = config.deadline_s
-    metadata = {"name": name_of(stage, key), "labels": labels, "annotations": {KEY: key}}
+    metadata = {"name": name_of(stage, uri), "labels": labels, "annotations": {ARTIFACT: uri}}
     return {"apiVersion": TRAINJOB.api, "kind": TRAINJOB.kind, "metadata": metadata, "spec": spec}
 
 
