@@ -237,7 +237,7 @@ class Group:
         }
         given: dict[str, Any] = {
             "model": model,
-            "args": arguments(settings, self.world.common | own),
+            "args": arguments(settings, self.world.common | own, model.config.image_token_id),
             "train_dataset": examples.dataset(),
             "processing_class": processor,
             "callbacks": [clock],

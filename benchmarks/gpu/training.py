@@ -118,14 +118,20 @@ class Work:
         known = sizes.Sample(text, len(sample.completion), images, self.image_tokens)
         return 3 * self.shape.forward_flops(known)
 
-    def needs(self, samples: Sequence[packing.Sample], checkpointed: bool, trained: int) -> float:
-        """Bytes, by arithmetic: weights, gradients and moments in bf16, activations, logits."""
+    def needs(
+        self, samples: Sequence[packing.Sample], checkpointed: bool, trained: int, update: str
+    ) -> float:
+        """Bytes, by arithmetic: weights, gradients and moments in bf16, activations, logits.
+
+        DeepSpeed keeps a master copy of the weights, and buckets (by its source, 0.19.8).
+        """
         tokens = sum(len(sample.ids) for sample in samples)
         patches = sum(len(sample.pixels) for sample in samples)
         scored = sum(len(sample.completion) for sample in samples)
         kept = self.shape.activations(tokens, patches, bf16=True, checkpointing=checkpointed)
         logits = scored * self.shape.text_config.vocab_size * LOGIT
-        return 2 * self.shape.parameters + 6 * trained + kept + logits
+        own = 2 * trained + 2e9 if update == "deepspeed" else 0
+        return 2 * self.shape.parameters + 6 * trained + own + kept + logits
 
 
 def adamw(model: Any) -> torch.optim.Optimizer:
@@ -159,11 +165,21 @@ def stepping(update: str, model: Any, batch: Callable[[], dict[str, Any]], devic
     return plain
 
 
+ALONE = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29511",
+}
+"""torchrun's variables for a group of one."""
+
+
 def sped(model: Any) -> Any:
     """DeepSpeed's engine in a group of one."""
     import deepspeed
 
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29511")
+    os.environ.update(ALONE)
     if not torch.cuda.is_available():
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles
         deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
@@ -210,7 +226,7 @@ def sft(work: Work, update: str, wanted: Sequence[str], seconds: float) -> float
         groups = [[work.sample(chance) for _ in range(count)] for _ in range(4)]
         if work.device == "cuda":
             there = USABLE * torch.cuda.get_device_properties(0).total_memory
-            if (needed := max(work.needs(group, checkpointed, trained) for group in groups)) > there:
+            if (needed := max(work.needs(group, checkpointed, trained, update) for group in groups)) > there:
                 print(f"  {batch:>6} needs {needed / 2**30:.0f} GiB of {there / 2**30:.0f}: left out")
                 continue
             torch.cuda.reset_peak_memory_stats()
@@ -219,8 +235,14 @@ def sft(work: Work, update: str, wanted: Sequence[str], seconds: float) -> float
         else:
             model.gradient_checkpointing_disable()
         read.append(itertools.cycle([_pinned(packing.pack(group, config)) for group in groups]))
-        step()
-        step()
+        try:
+            step()
+            step()
+        except torch.cuda.OutOfMemoryError:
+            print(f"  {batch:>6} ran out of memory, against the arithmetic: left out", flush=True)
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            continue
         start, done = synchronised(work.device), 0
         while done < 4 or done % 4 or time.perf_counter() - start < seconds:  # each of the four as often
             step()
@@ -304,7 +326,7 @@ def grpo(work: Work, group: Group, steps: int, folder: Path) -> float:
     common["generation_kwargs"] = {"min_new_tokens": group.tokens}  # else reports may end by chance
     trainer = SharedGRPOTrainer(
         model=model,
-        args=arguments(config, common),
+        args=arguments(config, common, model.config.image_token_id),
         train_dataset=rows,
         processing_class=processor,
         rewards=Rewards(scores, Engine(list(scores))),
@@ -389,7 +411,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _release() -> None:
-    """Give back what the model before took."""
+    """Give back what the model before took, and leave DeepSpeed's group: a trainer would take it for its."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        for name in ALONE:
+            del os.environ[name]
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

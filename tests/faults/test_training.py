@@ -197,6 +197,19 @@ def test_a_validated_step_is_saved_as_it_may_be_the_best(saver: Any) -> None:
     assert saves(saver, SimpleNamespace()) == [5, 10, 12]
 
 
+@pytest.mark.parametrize(("together", "kept"), [(False, False), (True, True)])
+def test_only_a_lone_process_ends_at_a_second_sigterm_as_others_get_one_from_torchrun(
+    saver: Any, together: bool, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if together:
+        monkeypatch.setenv("RANK", "0")
+    with saver.heeding_sigterm():
+        heeding = signal.getsignal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert saver.asked
+        assert (signal.getsignal(signal.SIGTERM) is heeding) == kept
+
+
 def test_sigterm_in_the_last_step_lets_training_end(saver: Any) -> None:
     saver.saved, saver.asked = 11, True
     control = SimpleNamespace(should_save=False, should_training_stop=False)

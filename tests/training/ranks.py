@@ -36,15 +36,18 @@ class Ranks:
         settings: Sequence[str],
         processes: int = 0,
         before: Callable[[], None] | None = None,
+        weights: str = "",
     ) -> None:
         """
         Args:
             processes: that meet as torchrun's do; 0 is one process without torchrun.
             before: called in each of them before it trains.
+            weights: the scorers' (URI).
         """
         cohort, parent = world
         self.store = store
         command = [algorithm, "--cohort", cohort.uri, "--parent", parent.uri, "--store", str(store)]
+        command += [f"--weights={weights}"] if weights else []
         command += [f"--set={setting}" for setting in settings]
         context = multiprocessing.get_context("forkserver")
         os.environ["DS_ACCELERATOR"] = "cpu"
@@ -65,9 +68,9 @@ class Ranks:
 
     def wait(self, timeout_s: float = 240) -> list[int]:
         """The exit codes, by rank; negative for a signal."""
-        until = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         for one in self.processes:
-            one.join(max(0, until - time.monotonic()))
+            one.join(max(0, deadline - time.monotonic()))
             assert one.exitcode is not None, f"still running; so far:\n{self.said()}"
         return [int(one.exitcode or 0) for one in self.processes]
 

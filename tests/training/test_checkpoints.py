@@ -112,16 +112,56 @@ def test_the_newest_few_and_the_best_by_validation_are_kept(here: Checkpoints) -
     for step, score in scores.items():
         saved(here, step, score)
     assert steps(here.folder) == [20, 50, 60]
-    best = here.best()
+    best = here.best("sft")
     assert best
     assert (best.step, best.score) == (20, 1.5)
     saved(here, 70, 1.0)
     assert steps(here.folder) == [60, 70]
 
 
+def test_where_the_best_is_damaged_the_next_best_is_taken_and_told(
+    here: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step, score in ((1, 1.0), (2, 3.0), (3, 2.0)):
+        saved(here, step, score)
+    alter(here.folder / "checkpoint-1" / "optimizer.pt")
+    best = here.best("sft")
+    assert best
+    assert best.step == 3
+    assert (
+        "checkpoint-1, the best so far, is passed over: optimizer.pt has other bytes"
+        in capsys.readouterr().err
+    )
+    for step in (2, 3):
+        (here.folder / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    assert here.best("sft") is None
+
+
+def test_machines_that_share_the_folder_make_a_checkpoint_count_at_the_same_time(
+    here: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.replace
+
+    def as_another_does_so_too(path: Path, target: Path) -> Path:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", rename)
+            patch.setenv("RANK", "1")
+            patch.setattr(Checkpoints, "_prune", lambda _: None)  # which waits for rank 0's decision
+            here.commit(1, None)
+        return rename(path, target)
+
+    made = saved(here, 1, marked=False)
+    monkeypatch.setattr(Path, "replace", as_another_does_so_too)
+    here.commit(1, None)
+    found = here.newest("sft")
+    assert found
+    assert found.step == 1
+    assert not list(made.glob(f".{MARKER}*"))
+
+
 def test_of_trainings_that_were_never_validated_none_is_the_best(here: Checkpoints) -> None:
     saved(here, 10)
-    assert here.best() is None
+    assert here.best("sft") is None
 
 
 def test_the_marker_names_every_file_with_its_digest(here: Checkpoints) -> None:
@@ -146,6 +186,10 @@ def machine(tmp_path: Path, name: str, mirror: str) -> Checkpoints:
 def objects(mirror: str) -> set[str]:
     fs, path = storage.open_fs(mirror)
     return {str(name).removeprefix(path).lstrip("/") for name in fs.find(path)}
+
+
+def away(*_: object) -> None:
+    raise storage.StorageError("s3://somewhere: cannot connect")
 
 
 def test_another_machine_goes_on_from_the_copy_in_the_store(tmp_path: Path, mirror: str) -> None:
@@ -192,6 +236,22 @@ def test_a_copy_that_is_not_whole_falls_back_to_the_one_before_and_can_be_made_a
     assert third.step == 2
 
 
+def test_a_bad_checkpoint_here_costs_no_copy_that_another_machine_made(
+    tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = machine(tmp_path, "one", mirror), machine(tmp_path, "other", mirror)
+    made = saved(one, 1, marked=False)
+    (made / "optimizer.pt").write_bytes(b"of another course of events")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "upload", away)
+        one.commit(1, None)
+    saved(other, 1)
+    alter(made / "optimizer.pt")
+    found = one.newest("sft")
+    assert found
+    assert (one.path(found) / "optimizer.pt").read_bytes() == FILES["optimizer.pt"] + b"1"
+
+
 def test_a_writer_who_comes_second_leaves_the_firsts_copy_whole(tmp_path: Path, mirror: str) -> None:
     one, other = machine(tmp_path, "one", mirror), machine(tmp_path, "other", mirror)
     saved(one, 1)
@@ -207,15 +267,18 @@ def test_a_writer_who_comes_second_leaves_the_firsts_copy_whole(tmp_path: Path, 
 def test_training_goes_on_while_the_store_is_away_and_says_so(
     tmp_path: Path, mirror: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def away(*_: object) -> None:
-        raise storage.StorageError("s3://somewhere: cannot connect")
-
     one = machine(tmp_path, "one", mirror)
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "upload", away)
-        saved(one, 1)
-    assert "checkpoint-1 was not copied to the store" in capsys.readouterr().err
+        for what in ("upload", "put_new", "read_bytes", "open_fs"):
+            patch.setattr(storage, what, away)
+        for step in (1, 2, 3):
+            saved(one, step)
+        one.remove_copies()
+    told = capsys.readouterr().err
+    assert "checkpoint-1 was not copied to the store" in told
+    assert "older checkpoints stay in the store for now" in told
+    assert steps(one.folder) == [2, 3]
     assert objects(mirror) == set()
     found = one.newest("sft")
     assert found
-    assert found.step == 1
+    assert found.step == 3

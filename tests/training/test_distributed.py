@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.metrics import tiny_radgraph
 from tests.training.ranks import Ranks, fixed_rollouts
 from unirg import checkpoint
-from unirg.artifact import Artifact, open_artifact
+from unirg.artifact import Artifact, draft, open_artifact
 from unirg.cohort.stage import StageConfig, stage
+from unirg.config import Config
 from unirg.training import policy, train
 
 TOLERANCE = 2e-5
@@ -31,7 +33,7 @@ ROLLOUTS = [
     "learning_rate=1e-3",
     "kl=0.03",
     "max_completion_tokens=16",
-    "rewards={bleu2: 0.5, rouge_l: 0.5}",
+    "rewards={bleu2: 0.5, radgraph: 0.5}",
 ]
 TRY_AGAIN = 75
 
@@ -81,8 +83,16 @@ def test_two_processes_lose_as_one_does_and_one_goes_on_with_what_they_saved_whe
     assert curve(made(tmp_path)) == pytest.approx(curve(alone), rel=TOLERANCE)
 
 
-def test_two_processes_reinforce_as_one_does_from_the_same_rollouts(
-    world: tuple[Artifact, Artifact], tmp_path: Path
+@pytest.fixture(scope="module")
+def radgraph(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A scorer with a network, which must be made whole beside a policy whose weights are split."""
+    with draft(str(tmp_path_factory.mktemp("weights")), "weights", 1, Config(), {}) as made:
+        tiny_radgraph.write(made.out / "radgraph")
+        return made.commit()
+
+
+def test_two_processes_under_zero_3_reinforce_as_one_does_from_the_same_rollouts(
+    world: tuple[Artifact, Artifact], radgraph: Artifact, tmp_path: Path
 ) -> None:
     """What a process samples depends on its number; rewards, advantages, loss and gradient must not.
 
@@ -92,15 +102,18 @@ def test_two_processes_reinforce_as_one_does_from_the_same_rollouts(
     curves = []
     for processes in (1, 2):
         store = tmp_path / str(processes)
-        settings = [*ROLLOUTS, f"processes={processes}"]
-        ranks = Ranks("grpo", world, store, settings, processes=processes, before=fixed_rollouts)
+        settings = [*ROLLOUTS, f"processes={processes}", f"zero={0 if processes == 1 else 3}"]
+        ranks = Ranks(
+            "grpo", world, store, settings, processes=processes, before=fixed_rollouts, weights=radgraph.uri
+        )
         codes = ranks.wait()
         assert codes == [0] * processes, ranks.said(0)
         (manifest,) = store.glob("grpo/*/manifest.json")
         log = open_artifact(str(manifest.parent)).path(checkpoint.LOG).read_text().splitlines()
         curves.append([entry for line in log if "loss" in (entry := json.loads(line))])
     one, two = ({name: [entry[name] for entry in curve] for name in curve[0]} for curve in curves)
-    for name in ("loss", "grad_norm", "reward", "rewards/bleu2/mean", "advantage_std", "length/mean"):
+    rewards = ("reward", "rewards/bleu2/mean", "rewards/radgraph/mean")
+    for name in ("loss", "grad_norm", *rewards, "advantage_std", "length/mean"):
         assert two[name] == pytest.approx(one[name], rel=TOLERANCE), name
     for name in ("kl", "entropy"):
         assert two[name] == pytest.approx(one[name], rel=0.05), name

@@ -73,6 +73,18 @@ def test_a_judge_that_is_down_stops_the_run_and_says_where_it_should_be(
         ({"updates": 2}, "save_steps 1 is no multiple of updates x passes = 2"),
         ({"updates": 2, "passes": 3, "save_steps": 9}, "save_steps 9 is no multiple of updates x passes = 6"),
         ({"rollouts": "server"}, "server needs vllm_url"),
+        (
+            {"rollouts": "server", "vllm_url": "http://x", "rollout_batch": 6},
+            "rollout_batch 6 or the 8 rollouts",
+        ),
+        (
+            {"rollouts": "server", "vllm_url": "http://x", "rollout_batch": 4, "processes": 4},
+            "rollout_batch 4 or the 2 rollouts",
+        ),
+        (
+            {"export": "best", "validate_steps": 3, "updates": 2, "save_steps": 2},
+            "validate_steps 3 is no multiple of updates x passes = 2",
+        ),
         ({"share": "everything"}, "'nothing', 'images' or 'prompt'"),
         ({"alarms": {"entropy": "shout"}}, "'off', 'warn' or 'stop'"),
     ],
@@ -102,12 +114,14 @@ def test_vllm_is_asked_for_in_vain_where_it_is_absent(
 def test_trl_is_told_the_papers_objective_and_samples_the_whole_distribution() -> None:
     config = GRPOConfig(**{**TINY, "kl": 0.03, "updates": 2, "save_steps": 2, "rollouts": "colocate"})
     common = {"output_dir": "/nowhere", "use_cpu": True, "bf16": False, "per_device_train_batch_size": 8}
-    told = arguments(config, common)
+    told = arguments(config, common, 7)
     assert (told.epsilon, told.epsilon_high, told.beta) == (0.2, 0.28, 0.03)
     assert not told.use_bias_correction_kl
     assert (told.temperature, told.top_p, told.top_k) == (1.0, 1.0, 0)
     assert (told.use_vllm, told.vllm_mode) == (True, "colocate")
     assert told.vllm_importance_sampling_mode == "token_truncate"
+    assert told.vllm_max_model_length == 4096
+    assert told.generation_kwargs == {"logit_bias": {7: -100}}
     assert told.steps_per_generation == 2 * told.gradient_accumulation_steps == 2
 
 

@@ -219,7 +219,7 @@ def test_the_steps_of_grpo_are_what_trl_makes_of_its_data(
         "num_train_epochs": config.epochs,
         "report_to": [],
     }
-    assert made.steps == trl_steps(arguments(config, given), studies, config.epochs)
+    assert made.steps == trl_steps(arguments(config, given, 0), studies, config.epochs)
 
 
 def trl_steps(args: Any, studies: int, epochs: float) -> int:

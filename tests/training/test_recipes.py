@@ -65,6 +65,7 @@ STATED = [
     ("grpo_step1", "kl", 0, NO_KL),
     ("grpo_step1", "rewards", STEP_1, WEIGHTS),
     ("grpo_step1", "validation_studies", 1024, SET_ASIDE),
+    ("grpo_step1", "export", "best", "Starting from the best checkpoint from Step 1’s RadCliQ optimization"),
     ("grpo_step2", "learning_rate", 5e-6, RL),
     ("grpo_step2", "batch_size", 256, RL),
     ("grpo_step2", "group_size", 16, RL),

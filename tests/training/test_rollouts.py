@@ -108,8 +108,8 @@ def made(policy: Path, tmp_path: Path) -> Made:
             "logging_steps": 1,
             "max_steps": 1,
         }
-        args: Arguments = arguments(settings, common)
         model, processor = checkpoint.load_model(policy).train(), checkpoint.load_processor(policy)
+        args: Arguments = arguments(settings, common, model.config.image_token_id)
         rewards = Rewards(SCORES, Engine(list(SCORES)))
         shared: dict[str, Any] = {"model": model, "args": args, "train_dataset": dataset()}
         if share is None:
@@ -284,3 +284,33 @@ def test_several_updates_on_the_same_rollouts_are_clipped_against_their_writer(m
         parts.append(trainer._prepare_inputs(many))
     assert len({id(part) for part in parts}) == 8  # of one generation: 32 rollouts in 8 micro-batches
     assert all("old_per_token_logps" in part for part in parts)
+
+
+def test_the_rollouts_of_vllm_are_scored_while_the_next_are_written(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM itself is not here: what TRL gives of it stands in, part by part."""
+    trainer = made("prompt", rollout_batch=8)
+    ids, events = written(trainer._tokenizer.eos_token_id), list[str]()
+    fresh = iter(ids)
+
+    def of_vllm(self: Any, prompts: list[Any], images: list[Any], *rest: Any) -> tuple[list[Any], list[Any]]:
+        assert len(images) == len(prompts)
+        events.append(f"{len(prompts)} written")
+        some = [next(fresh) for _ in prompts]
+        return some, [[-1.0] * len(row) for row in some]
+
+    begin = trainer._rewards.begin
+
+    def begun(pairs: list[tuple[str, str]]) -> None:
+        events.append(f"{len(pairs)} handed over")
+        begin(pairs)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", of_vllm)
+    monkeypatch.setattr(trainer._rewards, "begin", begun)
+    trainer.use_vllm, trainer._inputs = True, batch()
+    prompts, _, fields = trainer._tokenize_prompts([row["prompt"] for row in trainer._inputs])
+    found, log_probs = trainer._generate_single_turn(prompts, None, fields, GROUP)
+    assert events == ["8 written", "8 handed over"] * 2
+    assert found == ids
+    assert [len(row) for row in log_probs] == [len(row) for row in ids]

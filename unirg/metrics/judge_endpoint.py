@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from unirg.errors import UserError
+from unirg.errors import Unavailable, UserError
 
 if TYPE_CHECKING:
     from openai import APIConnectionError, APIStatusError, AsyncOpenAI
@@ -229,7 +229,7 @@ class Endpoint:
         if isinstance(error, APITimeoutError):
             return Unanswered(f"no answer within {self._timeout:g} s")
         if not isinstance(error, APIStatusError):
-            return UserError(f"{where} cannot be reached: start it, or correct its URL")
+            return Unavailable(f"{where} cannot be reached: start it, or correct its URL")
         if error.status_code in (401, 402, 403, 404):
             check = "its URL, the model's name, the API key and its credit"
             if self._api_version:

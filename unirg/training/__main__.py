@@ -1,8 +1,8 @@
 """`python -m unirg.training ALGORITHM ...`: one process of a training, alone or one of torchrun's.
 
-Every process runs the same verb; rank 0 prints the artifact's URI. Exit codes: 0 done, 2 the user's mistake
-(starting again would not help), 75 after SIGTERM with a checkpoint saved (start it again), 130 interrupted, 1
-anything else.
+Every process runs the same verb; rank 0 prints the artifact's URI. Exit codes: 0 done; 2 the user's mistake
+(starting again would not help); 75 after SIGTERM with a checkpoint saved (start it again); 130 interrupted; 1
+anything else, of which a store or a judge that is away passes by itself.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from unirg import telemetry
-from unirg.errors import UserError
+from unirg.errors import Unavailable, UserError
 from unirg.training import distributed, train
 
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         shown = telemetry.safe_error(error)
         print(f"unirg: {shown}", file=sys.stderr, flush=True)
-        return 2 if isinstance(shown, UserError) else 1
+        return 2 if isinstance(shown, UserError) and not isinstance(shown, Unavailable) else 1
     if distributed.rank() == 0:
         print(made.uri, flush=True)
     distributed.leave()

@@ -93,13 +93,18 @@ class Saver(TrainerCallback):
 
     @contextmanager
     def heeding_sigterm(self) -> Iterator[None]:
-        """In the block SIGTERM asks for a checkpoint and a stop; a second one ends the process at once."""
+        """In the block SIGTERM asks for a checkpoint and a stop; a second one ends a lone process at once.
+
+        One of several gets a second one always where the first went to all of them, as torchrun passes its
+        own on; torchrun kills what has not ended after its grace.
+        """
         if threading.current_thread() is not threading.main_thread():  # Python gives signals to that one
             yield
             return
 
         def ask(*_: Any) -> None:
-            signal.signal(signal.SIGTERM, before)
+            if not distributed.started():
+                signal.signal(signal.SIGTERM, before)
             self.asked = True
             print(f"{self.what}: SIGTERM: saving at the end of this step", file=sys.stderr, flush=True)
 

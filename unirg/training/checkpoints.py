@@ -85,7 +85,7 @@ class Checkpoints:
         if self.mirror:
             self._copy(made, list(ours))
         if ours:
-            aside = folder / f".{MARKER}"
+            aside = folder / f".{MARKER}-{distributed.rank()}"  # other machines may share the folder
             aside.write_bytes(made.model_dump_json().encode())
             aside.replace(folder / MARKER)
         self._prune()
@@ -106,18 +106,28 @@ class Checkpoints:
                 shutil.rmtree(self.folder / f"{PREFIX}{step}", ignore_errors=True)
         return None
 
-    def best(self) -> Whole | None:
-        """The one with the lowest validation RadCliQ-v1, its files at hand; called by rank 0 alone."""
-        best = _best([found for _, found in self._candidates() if found])
-        return best if best and not self._problem(best.step, best) else None
+    def best(self, what: str) -> Whole | None:
+        """The one with the lowest validation RadCliQ-v1, its files at hand; called by rank 0 alone.
+
+        What is not whole is named on stderr, and the next best taken.
+        """
+        for best in _by_score([found for _, found in self._candidates() if found]):
+            problem = self._problem(best.step, best)
+            if not problem:
+                return best
+            _say(f"{what}: {best.name}, the best so far, is passed over: {problem}")
+        return None
 
     def remove_copies(self) -> None:
         """After the artifact is committed, nobody goes on from them; called by rank 0 alone."""
         if self.mirror:
-            fs, path = storage.open_fs(self.mirror)
-            with storage.explained(self.mirror):
-                if fs.isdir(path):
-                    fs.rm(path, recursive=True)
+            try:
+                fs, path = storage.open_fs(self.mirror)
+                with storage.explained(self.mirror):
+                    if fs.isdir(path):
+                        fs.rm(path, recursive=True)
+            except storage.StorageError as error:  # the next run, which finds the artifact, tries again
+                _say(f"copies of checkpoints stay in the store for now: {error}")
 
     def _candidates(self) -> Iterator[tuple[int, Whole | None]]:
         """Newest first: (step, marker), the local before the remote; without a marker it was not finished."""
@@ -173,21 +183,29 @@ class Checkpoints:
                 _say(f"{made.name} was not copied to the store, training goes on: {problems[0]}")
 
     def _prune(self) -> None:
-        """Keep the newest few and the best."""
+        """Keep the newest few and the best; all copies stay while the store is away."""
         stay: set[int] = set()
         if distributed.rank() == 0:
-            found = [one for _, one in self._candidates() if one]
-            stay = set(sorted({one.step for one in found}, reverse=True)[: self.kept])
-            if best := _best(found):
-                stay.add(best.step)
-            for one in found:
-                if one.step not in stay and self.mirror:
-                    self._remove_copy(one)
+            markers = [_marker(self.folder / f"{PREFIX}{step}" / MARKER) for step in _local(self.folder)]
+            stay = self._worth([one for one in markers if one])
+            try:
+                found = [one for _, one in self._candidates() if one]
+                stay = self._worth(found)
+                for one in found:
+                    if one.step not in stay and self.mirror:
+                        self._remove_copy(one)
+            except storage.StorageError as error:
+                _say(f"older checkpoints stay in the store for now: {error}")
         stay = distributed.agreed(stay)
         if distributed.leads_machine():
             for step in _local(self.folder):
                 if step not in stay:
                     shutil.rmtree(self.folder / f"{PREFIX}{step}", ignore_errors=True)
+
+    def _worth(self, found: list[Whole]) -> set[int]:
+        """Steps of those that are kept."""
+        newest = sorted({one.step for one in found}, reverse=True)[: self.kept]
+        return {*newest, *(one.step for one in _by_score(found)[:1])}
 
     def _remote(self) -> list[int]:
         if not self.mirror:
@@ -205,19 +223,21 @@ class Checkpoints:
             return None
 
     def _remove_copy(self, found: Whole) -> None:
-        """The marker first: from then on it does not count."""
+        """The marker first: from then on it does not count. Another writer's copy of the step stays."""
         uri = storage.join(self.mirror, found.name)
         fs, path = storage.open_fs(uri)
+        marker = self._remote_marker(found.step)
         with storage.explained(uri):
-            if fs.exists(f"{path}/{MARKER}"):
+            if marker and marker.base == found.base:
                 fs.rm_file(f"{path}/{MARKER}")
-            if fs.isdir(path):
-                fs.rm(path, recursive=True)
+            if fs.isdir(f"{path}/{found.base}"):
+                fs.rm(f"{path}/{found.base}", recursive=True)
 
 
-def _best(found: list[Whole]) -> Whole | None:
+def _by_score(found: list[Whole]) -> list[Whole]:
+    """The validated ones, the best first."""
     scored = [(one.score, one.step, one) for one in found if one.score is not None]
-    return min(scored, key=lambda item: item[:2])[2] if scored else None
+    return [one for *_, one in sorted(scored, key=lambda item: item[:2])]
 
 
 def _steps(names: Iterator[str]) -> list[int]:

@@ -143,16 +143,20 @@ def deepspeed(config: TrainConfig, universal: bool) -> dict[str, Any] | None:
 def to_universal(checkpoint: Path) -> None:
     """Add to a checkpoint of ZeRO the form that any number of processes reads.
 
-    Optimiser state lies split by process in it; DeepSpeed refuses another number of them.
+    Optimiser state lies split by process in it; DeepSpeed refuses another number of them. Machines that share
+    the folder may do this at once: the first to be done counts.
     """
     from deepspeed.checkpoint import ds_to_universal
 
     tag = (checkpoint / "latest").read_text().strip()
     target = checkpoint / f"{tag}_universal"
-    shutil.rmtree(target, ignore_errors=True)
+    if target.is_dir():
+        return
+    aside = checkpoint / f".universal-{rank()}"
+    shutil.rmtree(aside, ignore_errors=True)
     settings = argparse.Namespace(
         input_folder=str(checkpoint / tag),
-        output_folder=str(target),
+        output_folder=str(aside / target.name),
         num_extract_workers=1,
         num_merge_workers=1,
         keep_temp_folder=False,
@@ -161,6 +165,14 @@ def to_universal(checkpoint: Path) -> None:
     )
     with contextlib.redirect_stdout(io.StringIO()):  # ours carries the artifact's URI alone
         ds_to_universal.main(settings)
+    named = "latest_universal"  # by which DeepSpeed finds the folder
+    (aside / named).replace(checkpoint / named)
+    try:
+        (aside / target.name).rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+    shutil.rmtree(aside)
 
 
 def mend(optimizer: Any, weight_decay: float) -> None:

@@ -75,10 +75,13 @@ class GRPOConfig(run.TrainConfig, JudgeSettings):
     rollouts: Literal["transformers", "colocate", "server"] = "transformers"
     """Who writes them: transformers; vLLM on the training GPUs; or vLLM at `vllm_url` (`trl vllm-serve`)."""
     rollout_batch: int | None = Field(default=None, ge=1)
-    """Rollouts of one process that transformers writes at once; None: all. Those written are scored, the
-    judge's part included, while the next are written."""
+    """Rollouts of one process that are written at once; None: all. Those written are scored, the judge's part
+    included, while the next are written."""
     vllm_url: str = operational("")
     """Base URL of the vLLM server."""
+    vllm_context: int = operational(4096, ge=256)
+    """Tokens of a prompt with its report that vLLM keeps room for; two images and texts are below 2,000.
+    The model's own limit of 262,144 would take 36 GiB."""
     vllm_memory: float = operational(0.3, gt=0, lt=1)
     """Share of a GPU's memory that colocated vLLM takes for its weights and cache."""
     vllm_tensor_parallel: int = operational(1, ge=1)
@@ -97,8 +100,20 @@ class GRPOConfig(run.TrainConfig, JudgeSettings):
                 f"save_steps {self.save_steps} is no multiple of updates x passes = {self.rollout_steps}: a "
                 "checkpoint amid the steps on the same rollouts cannot be resumed from exactly"
             )
+        if self.export == "best" and self.validate_steps % self.rollout_steps:
+            raise ValueError(
+                f"validate_steps {self.validate_steps} is no multiple of updates x passes = "
+                f"{self.rollout_steps}: between, no checkpoint stands that export = best could take"
+            )
         if self.rollouts == "server" and not self.vllm_url:
             raise ValueError("rollouts: server needs vllm_url, the URL of a `trl vllm-serve`")
+        share = self.batch_size * self.updates // self.processes
+        parts = self.rollout_batch if self.rollouts == "server" else None
+        if parts and (parts % self.group_size or share % self.group_size):
+            raise ValueError(
+                f"rollout_batch {parts} or the {share} rollouts of a process are no multiple of group_size "
+                f"{self.group_size}: a vLLM server writes whole groups"
+            )
         catalog.check(self.rewards)
         return self
 
@@ -154,7 +169,7 @@ def grpo(
         engine = Engine(
             list(config.rewards),
             weights=weights.uri if weights else "",
-            compute=Compute(config.reward_precision, device="cuda" if run.has_gpu() else "cpu"),
+            compute=Compute(config.reward_precision, device=run.device()),
             judge=_judge(config),
         )
         opened = Cohort.open(cohort)
@@ -173,7 +188,7 @@ def grpo(
             rewards=Rewards(config.rewards, engine, config.reward_attempts),
             share=config.share,
             rollout_batch=config.rollout_batch,
-            args=arguments(config, run.arguments(config, draft)),
+            args=arguments(config, run.arguments(config, draft), model.config.image_token_id),
             train_dataset=examples.dataset(),
             processing_class=processor,
             peft_config=run.adapters(config),
@@ -186,11 +201,18 @@ def grpo(
         return draft.commit({"studies": len(studies), "steps": steps})
 
 
-def arguments(config: GRPOConfig, common: dict[str, Any]) -> Any:
-    """TRL's configuration for ours; `common` is what `run.arguments` gives."""
+def arguments(config: GRPOConfig, common: dict[str, Any], image_token: int) -> Any:
+    """TRL's configuration for ours.
+
+    Args:
+        common: what `run.arguments` gives.
+        image_token: the id that stands for a part of an image, which no report may hold.
+    """
     from trl import GRPOConfig as Arguments
 
     steps = run.accumulation(config.batch_size, config.micro_batch)
+    if config.rollouts != "transformers":  # where TRL sees to it itself
+        common = common | {"generation_kwargs": {"logit_bias": {image_token: -100}}}
     return Arguments(
         **common,
         gradient_accumulation_steps=steps,
@@ -211,6 +233,7 @@ def arguments(config: GRPOConfig, common: dict[str, Any]) -> Any:
         top_p=1.0,
         top_k=0,
         use_vllm=config.rollouts != "transformers",
+        vllm_max_model_length=config.vllm_context,
         vllm_mode="server" if config.rollouts == "server" else "colocate",
         vllm_server_base_url=config.vllm_url or None,
         vllm_gpu_memory_utilization=config.vllm_memory,

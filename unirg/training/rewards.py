@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from unirg.errors import UserError
+from unirg.errors import Unavailable, UserError
 from unirg.metrics.catalog import CATALOG, JUDGE
 from unirg.metrics.engine import Engine, Scored
 from unirg.metrics.reward import reward
@@ -50,13 +50,17 @@ class Rewards:
 
     def begin(self, pairs: Sequence[Pair]) -> None:
         """Score these (candidate, reference) pairs while the caller goes on; `rows` waits for them."""
+        self._begun.append(self._scoring(pairs))
+
+    def _scoring(self, pairs: Sequence[Pair]) -> Future[dict[Pair, Scored]]:
+        """Always on the one thread, as the engine is for one."""
         if self._thread is None:
             import torch
 
             # Of the same number of CPU threads, as it is a matter of each thread and changes sums.
             threads = torch.get_num_threads()
             self._thread = ThreadPoolExecutor(1, "rewards", torch.set_num_threads, (threads,))
-        self._begun.append(self._thread.submit(self._scored, list(dict.fromkeys(pairs))))
+        return self._thread.submit(self._scored, list(dict.fromkeys(pairs)))
 
     def rows(self, pairs: Sequence[Pair]) -> list[Scored]:
         """The scores of each pair, in order; the last answer is kept for TRL's other functions.
@@ -69,7 +73,8 @@ class Rewards:
             found: dict[Pair, Scored] = {}
             for scoring in begun:
                 found.update(scoring.result())
-            found.update(self._scored([pair for pair in dict.fromkeys(pairs) if pair not in found]))
+            if rest := [pair for pair in pairs if pair not in found]:
+                found.update(self._scoring(rest).result())
             self._again(found)
             self._pairs, self._rows = list(pairs), [found[pair] for pair in pairs]
         return self._rows
@@ -90,7 +95,7 @@ class Rewards:
                 *(len(owed), len(found), reason, pause_s, attempt + 1, self._attempts),
             )
             time.sleep(pause_s)
-            found.update(self._scored(owed))
+            found.update(self._scoring(owed).result())
 
     def _function(self, name: str) -> Reward:
         def function(
@@ -108,13 +113,15 @@ def _finite(name: str, study_id: str, row: Scored) -> float:
     """The reward, if it is a number.
 
     Raises:
-        UserError: it is missing or not finite; the score, the study and the reason are named.
+        UserError: it is missing or not finite; the score, the study and the reason are named. `Unavailable`,
+            where the judge owes it.
     """
     value = row.values.get(name)
     if value is not None and math.isfinite(value):
         return reward(name, value)
     found = f"missing ({row.missing.get(name, 'no reason given')})" if value is None else str(value)
-    raise UserError(
+    owed = value is None and CATALOG[name].scorer == JUDGE
+    raise (Unavailable if owed else UserError)(
         f"reward {name} of study {study_id} is {found}: training stops rather than learn from it; "
         "mend the metric or the judge and run again, which goes on from the last checkpoint"
     )

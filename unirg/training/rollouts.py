@@ -81,8 +81,8 @@ class SharedGRPOTrainer(GRPOTrainer):
         Args:
             rewards: scores rollouts as soon as they are written.
             share: what is computed once per group.
-            rollout_batch: rollouts that transformers writes at once; None: all of a step. The rewards of
-                those written are computed while the next are.
+            rollout_batch: rollouts that are written at once, where something is shared or vLLM writes; None:
+                all of a step. The rewards of those written are computed while the next are.
         """
         super().__init__(*given, reward_funcs=rewards.functions, **options)
         self._rewards, self._share = rewards, share
@@ -163,11 +163,19 @@ class SharedGRPOTrainer(GRPOTrainer):
                 return self._written(), None
             if self._prompts and self._share != "nothing":
                 images = [self._prompts.images[number] for number in self._prompts.owner]
-            found = super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, *rest
-            )
-        self._begin_rewards(0, found[0])
-        return found
+            size = (self.use_vllm and self._rollout_batch) or len(prompt_ids)
+            written: list[list[int]] = []
+            log_probs: list[list[float]] = []  # of vLLM's sampling; transformers gives none
+            for start in range(0, len(prompt_ids), size):
+                part = slice(start, start + size)
+                shown = images[part] if images is not None else None
+                some, sampled = super()._generate_single_turn(
+                    prompt_ids[part], shown, multimodal_fields, num_generations, *rest
+                )
+                self._begin_rewards(start, some)
+                written += some
+                log_probs += sampled or []
+        return written, log_probs or None
 
     def _written(self) -> list[list[int]]:
         """Completions of every rollout, ids up to and with the end; each distinct prompt is read once."""
@@ -196,6 +204,7 @@ class SharedGRPOTrainer(GRPOTrainer):
                 gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
             ) as model,
             torch.no_grad(),
+            self.accelerator.autocast(),  # which it has in the model's own forward alone
         ):
             core = self._whole(model).model
             cache = DynamicCache(config=model.config.get_text_config())

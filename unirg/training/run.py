@@ -23,7 +23,7 @@ from unirg.config import Config, operational
 from unirg.errors import UserError
 from unirg.metrics import catalog
 from unirg.training import distributed
-from unirg.training.checkpoints import Checkpoints, Whole
+from unirg.training.checkpoints import PREFIX, Checkpoints, Whole
 from unirg.training.trainjob import TrainJobConfig
 
 if TYPE_CHECKING:
@@ -84,6 +84,9 @@ class TrainConfig(Config):
     """Of data order, dropout and sampling."""
     processes: int = Field(default=1, ge=1)
     """Processes that train together; a micro-batch is of one of them."""
+    resume_processes: int | None = operational(None, ge=1)
+    """Processes that go on with a training which `processes` began, after machines were lost or won: the same
+    data in the same order, other random numbers; none = as many. No training begins with another number."""
     zero: Literal[0, 2, 3] = 0
     """DeepSpeed's ZeRO stage: 2 splits optimiser state and gradients over the processes, 3 the weights too;
     0 = plain data parallelism."""
@@ -130,6 +133,11 @@ class TrainConfig(Config):
             raise ValueError("launch = trainjob needs its settings: set trainjob.image")
         return self
 
+    @property
+    def started_processes(self) -> int:
+        """How many a launcher starts."""
+        return self.resume_processes or self.processes
+
 
 def prepare(config: TrainConfig) -> None:
     """Set the process up before torch does any work.
@@ -155,6 +163,13 @@ def has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def device() -> str:
+    """Where this process computes: its GPU by number, as each new thread would begin on the first."""
+    import torch
+
+    return f"cuda:{torch.cuda.current_device()}" if has_gpu() else "cpu"
 
 
 class _Following(Draft):
@@ -183,9 +198,10 @@ def draft(
             was_there = held.committed is not None
             distributed.agreed((held.uri, held.key, held.work.name, was_there))
             yield held
-            if held.committed and not was_there:
+            if held.committed:
+                if not was_there:
+                    distributed.agreed(held.uri)
                 Checkpoints.of(held, config.kept).remove_copies()
-                distributed.agreed(held.uri)
         return
     uri, key, name, was_there = distributed.agreed(("", "", "", False))
     work = artifact.work_root(uri.rsplit("/", 2)[0]) / name
@@ -244,8 +260,8 @@ def _check_processes(config: TrainConfig, found: Whole | None, what: str) -> Non
     now = distributed.processes()
     if now != config.processes and not found:
         raise UserError(
-            f"processes = {config.processes}, but {now} began this training: start it with `unirg train`, or "
-            f"set processes={now}"
+            f"processes = {config.processes}, but {now} began this training: start it with `unirg train` and "
+            f"without resume_processes, or set processes={now}"
         )
     if found and found.processes != now and distributed.rank() == 0:
         _say(
@@ -319,8 +335,15 @@ def train(trainer: Trainer, draft: Draft, what: str) -> int:
         )
         raise SystemExit(TRY_AGAIN)
     if distributed.rank() == 0:
-        best = checkpoints.best() if config.export == "best" else None
-        source = checkpoints.folder / (best.name if best else f"checkpoint-{state.global_step}")
+        source = checkpoints.folder / f"{PREFIX}{state.global_step}"
+        if config.export == "best":
+            best = checkpoints.best(what)
+            if best is None:
+                raise UserError(
+                    f"{what}: export = best, and no whole checkpoint has a validation score: look why "
+                    "validation gave none, or set export=last"
+                )
+            source = checkpoints.path(best)
         _export(trainer, config, source, draft.out / checkpoint.MODEL)
         log = draft.out / checkpoint.LOG
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,7 @@ from unirg.metrics import catalog
 from unirg.metrics.encoder import Compute
 from unirg.metrics.engine import Engine
 from unirg.study import Study
-from unirg.training import distributed, packing
+from unirg.training import distributed, packing, run
 from unirg.training.data import Examples
 from unirg.training.packing import Encoder, Sample
 
@@ -191,8 +191,7 @@ def callbacks(
             f"the validation's score `{named[0]}` needs its scorer's weights: name an artifact of stage "
             "weights (`unirg weights make` prints one), or take it out of validation_scores"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    engine = Engine(scores, weights=weights.uri if weights else "", compute=Compute(device=device))
+    engine = Engine(scores, weights=weights.uri if weights else "", compute=Compute(device=run.device()))
     return [Validation(cohort, processor, config, engine)]
 
 
