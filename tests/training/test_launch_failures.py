@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,10 @@ import pytest
 
 from tests.controller import Controller
 from tests.kubernetes import Server
-from unirg import cluster
+from unirg import cluster, telemetry
 from unirg.cluster import Cluster, Object
 from unirg.errors import UserError
-from unirg.training import launch
+from unirg.training import launch, trainjob
 
 NAME = "unirg-sft-0123456789abcdef"
 
@@ -75,7 +76,7 @@ def failure(api: Cluster) -> Exception:
                 ]
             },
             launch.LaunchError,
-            r"with exit code 75 \(EvictionByEvictionAPI\): it was told to end more often than max_restarts",
+            r"with exit code 75 \(EvictionByEvictionAPI\): the cluster took the pod back: raise max_restarts",
         ),
     ],
 )
@@ -100,3 +101,49 @@ def test_a_failure_names_the_pod_that_caused_it_how_it_ended_and_the_remedy(
     assert f"TrainJob {NAME} failed (FailedJobs): Pod {cause} ended" in text
     assert re.search(told, text)
     assert text.endswith("its last lines:\n  sft: 3 of 9 steps (33%)\n  unirg: what was wrong")
+
+
+@pytest.mark.parametrize(
+    ("codes", "cause"),
+    [
+        ([75, 1], 1),  # one was told to end, and saved
+        ([143, 75, 3], 3),
+        ([1, 137], 137),  # one missed its peer, which the kernel had killed
+        ([75, 143], 75),  # the first by the clock, where nothing else tells
+    ],
+)
+def test_pods_that_ended_because_another_did_are_not_the_cause(
+    api: Cluster, controller: Controller, codes: list[int], cause: int
+) -> None:
+    for rank, code in enumerate(codes):
+        ended = {"exitCode": code, "reason": "Error", "finishedAt": f"2026-01-01T00:00:0{rank}Z"}
+        controller.state(controller.pod(NAME, rank), "Failed", {"terminated": ended})
+    assert f"-{codes.index(cause)} ended with exit code {cause} (Error)" in str(failure(api))
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["EvictionByEvictionAPI", "PreemptionByScheduler", "DeletionByPodGC", "DeletionByTaintManager"],
+)
+def test_a_pod_that_the_cluster_took_is_not_the_training_s_fault(reason: str) -> None:
+    assert "raise max_restarts" in trainjob.remedy(1, reason)
+
+
+def test_lines_of_progress_are_quoted_and_a_report_s_are_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for what, unit in itertools.product(("sft", "grpo (kl 0.03)", "validation"), ("steps", "studies")):
+        told = telemetry.Progress(what, 9, unit, done=2, every_s=0)
+        told.advance(note="loss 1.000")
+        told.finish()
+    ours = capsys.readouterr().err.splitlines()
+    assert len(ours) == 18
+    theirs = [
+        "base of the right lung: 2 nodules seen",
+        "base: 3 studies compared",
+        "validation of the line's tip: 2 cm above the carina",
+        "sft: tissue swelling",
+        "unirg: rank 1 ended with exit code 2",  # it is told already
+    ]
+    quoted = "".join(launch._quoted([line]) for line in [*theirs, *ours])
+    assert quoted == "".join(f"; its last lines:\n  {line}" for line in ours)

@@ -26,7 +26,7 @@ from unirg.cluster import POD, Cluster, ClusterError, Object, Unreachable, condi
 from unirg.errors import UserError
 from unirg.telemetry import InternalError
 from unirg.training import trainjob
-from unirg.training.torchrun import FAILURE_FILE, ending
+from unirg.training.torchrun import FAILURE_FILE, consequence, ending
 from unirg.training.trainjob import ARTIFACT, MISTAKE, NODE, RUNTIME, TRAINJOB, TrainJobConfig
 
 Echo = Callable[[str], None]
@@ -38,7 +38,7 @@ TAIL = 50
 """Lines of an adopted job's log that are shown before the new ones."""
 OURS = re.compile(
     r"unirg: (?!rank \d+ ended)"
-    r"|(?:base|sft|grpo|validation)\b[^:]{0,40}: (?:going on at )?\d+ (?:of \d+ )?\w+ "
+    r"|(?:sft|grpo|validation)(?: \([^:)]{0,40}\))?: (?:going on at )?\d+ (?:of \d+ )?(?:steps|studies)\b"
 )
 """Lines of the verbs: their errors, which hold no report, and their progress."""
 POLL_S = 5.0
@@ -337,8 +337,8 @@ def _job_failed(where: Cluster, job: Object) -> Exception:
     return UserError(text) if code == MISTAKE else LaunchError(text)
 
 
-def _end_of(pod: Object) -> tuple[bool, str, int | None, str, int | None, Object] | None:
-    """(a mere consequence?, when, exit code, reason, rank, pod) of a pod that failed, else None."""
+def _end_of(pod: Object) -> tuple[int, str, int | None, str, int | None, Object] | None:
+    """(how likely a mere consequence, when, exit code, reason, rank, pod) of a pod that failed, else None."""
     status = pod.get("status", {})
     ended = cluster.terminated(pod, NODE)
     code = ended.get("exitCode")
@@ -350,6 +350,5 @@ def _end_of(pod: Object) -> tuple[bool, str, int | None, str, int | None, Object
         rank = json.loads(ended.get("message", ""))["rank"]
     except (ValueError, KeyError, TypeError):
         rank = None
-    # Pods of an ended job are told to end (143), and a rank that lost another raises (1).
-    consequence = reason in ("", "Error") and code in (1, 143)
-    return consequence, str(ended.get("finishedAt", "")), code, reason, rank, pod
+    likely = consequence(code) if code is not None and reason in ("", "Error") else 0
+    return likely, str(ended.get("finishedAt", "")), code, reason, rank, pod

@@ -66,7 +66,7 @@ def _tell(error: Any, logs: Path) -> int:
     """Show and note which rank failed first; its exit code as a shell would give it."""
     # In the order in which torchrun saw them; it ends the others within a second of the first.
     together = [item for item in error.failures.items() if item[1].timestamp == _first(error).timestamp]
-    rank, failure = min(together, key=lambda item: _consequence(item[1].exitcode))
+    rank, failure = min(together, key=lambda item: consequence(item[1].exitcode))
     if failure.local_rank > 0:
         for path in sorted(logs.glob(f"*/attempt_*/{failure.local_rank}/std*.log")):
             for line in path.read_text(errors="replace").splitlines()[-SHOWN_LINES:]:
@@ -83,9 +83,10 @@ def _first(error: Any) -> Any:
     return next(iter(error.failures.values()))
 
 
-def _consequence(code: int) -> int:
-    """How likely a rank ended so because another did: torchrun told it to end, or torch missed its peer."""
-    return 2 if code in (-signal.SIGTERM, os.EX_TEMPFAIL) else 1 if code == 1 else 0
+def consequence(code: int) -> int:
+    """How likely a rank or pod ended so because another did: it was told to end, or torch missed its peer."""
+    told_to = (-signal.SIGTERM, 128 + signal.SIGTERM, os.EX_TEMPFAIL)
+    return 2 if code in told_to else 1 if code == 1 else 0
 
 
 def ending(code: int) -> str:

@@ -31,6 +31,11 @@ MARGIN_S = 30
 CACHE = "/cache"
 MISTAKE = 2
 """Exit code of a user's mistake: another attempt fails alike."""
+DISRUPTIONS = {
+    *("DeletionByPodGC", "DeletionByTaintManager", "EvictionByEvictionAPI"),
+    *("Preempting", "PreemptionByScheduler"),
+}
+"""Kubernetes' reasons for taking a pod off its node, for which the pod is not to blame."""
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
 Label = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
@@ -255,8 +260,10 @@ def remedy(code: int | None, reason: str) -> str:
     """What to do about a pod that ended so."""
     if reason == "OOMKilled":
         return "raise memory_per_node, or lower micro_batch"
-    if reason in ("Evicted", "Preempting", "DeletionByTaintManager", "TerminationByKubelet"):
+    if reason in ("Evicted", "TerminationByKubelet"):
         return "the node took the pod back: raise scratch or max_restarts, or ask for nodes that are not"
+    if reason in DISRUPTIONS:
+        return "the cluster took the pod back: raise max_restarts, or ask for nodes that it keeps"
     if reason == "DeadlineExceeded":
         return "raise deadline_s; a new job goes on from the last checkpoint"
     if code == MISTAKE:
