@@ -90,6 +90,29 @@ def problems(plural: str, thing: dict[str, Any], old: dict[str, Any] | None = No
     return [*wrong, *_metadata(thing["metadata"]), *_wrong(schema(plural), thing, old, "")]
 
 
+def prune(plural: str, thing: dict[str, Any]) -> None:
+    """Drop the fields that the schema does not know, as an API server does that is not asked to be strict."""
+    for name in thing["metadata"].keys() - METADATA:
+        del thing["metadata"][name]
+    _prune(schema(plural), thing, "")
+
+
+def _prune(schema: dict[str, Any], value: Any, at: str) -> None:
+    if isinstance(value, dict):
+        fields, others = schema.get("properties", {}), schema.get("additionalProperties")
+        for name in list(value):
+            here = f"{at}.{name}".lstrip(".")
+            if here == "metadata":
+                continue
+            if name in fields or isinstance(others, dict):
+                _prune(fields.get(name, others), value[name], here)
+            elif not others and not schema.get("x-kubernetes-preserve-unknown-fields"):
+                del value[name]
+    elif isinstance(value, list):
+        for one in value:
+            _prune(schema.get("items", {}), one, at)
+
+
 def _metadata(given: dict[str, Any]) -> Iterator[str]:
     yield from (f"unknown field metadata.{name}" for name in given.keys() - METADATA)
     if not re.fullmatch(NAME, given["name"]):

@@ -144,21 +144,24 @@ class Server:
                     return one
         return None
 
-    def create(self, key: Key, thing: Object) -> Object:
+    def create(self, key: Key, thing: Object, validation: str) -> Object:
         with self._changed:
             if key in self.objects:
                 raise Refusal(409, "AlreadyExists", f'{key[0]} "{key[2]}" already exists')
             made = copy.deepcopy(thing)
             made.pop("status", None)
-            self._check(key, made, None)
+            self._check(key, made, None, validation)
             made["metadata"] |= {"namespace": key[1], "uid": str(uuid.uuid4()), "generation": 1}
             made["metadata"]["creationTimestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             return self._store("ADDED", key, made)
 
-    def replace(self, key: Key, thing: Object, part: str) -> Object:
+    def replace(self, key: Key, thing: Object, part: str, validation: str) -> Object:
         with self._changed:
             old = self.get(key)
             wanted = thing["metadata"].get("resourceVersion")
+            if not wanted and key[0] != "pods":  # custom resources are never updated unconditionally
+                wrong = "metadata.resourceVersion: Invalid value: 0x0: must be specified for an update"
+                raise Refusal(422, "Invalid", f'{key[0]} "{key[2]}" is invalid: {wrong}')
             if wanted and wanted != old["metadata"]["resourceVersion"]:
                 raise Refusal(409, "Conflict", f"{key[2]}: the object has been modified; apply to the latest")
             new = copy.deepcopy(old)
@@ -170,15 +173,15 @@ class Server:
                 new["metadata"] = old["metadata"] | thing["metadata"]
             if not new.get("status"):
                 new.pop("status", None)
-            self._check(key, new, old)
+            self._check(key, new, old, validation)
             if "deletionTimestamp" in new["metadata"] and not new["metadata"].get("finalizers"):
                 return self._remove(key)
             return self._store("MODIFIED", key, new)
 
-    def patch(self, key: Key, change: Object, part: str) -> Object:
+    def patch(self, key: Key, change: Object, part: str, validation: str) -> Object:
         """A merge of top-level parts: all that a controller's patch of a status needs."""
         with self._changed:
-            return self.replace(key, copy.deepcopy(self.get(key)) | change, part)
+            return self.replace(key, copy.deepcopy(self.get(key)) | change, part, validation)
 
     def delete(self, key: Key, options: Object) -> Object:
         with self._changed:
@@ -256,9 +259,13 @@ class Server:
             if ended or query.get("follow") != "true":
                 return
 
-    def _check(self, key: Key, thing: Object, old: Object | None) -> None:
+    def _check(self, key: Key, thing: Object, old: Object | None, validation: str) -> None:
+        if validation not in ("Ignore", "Warn", "Strict"):
+            raise Refusal(422, "Invalid", f'fieldValidation: Unsupported value: "{validation}"')
         if key[0] == "pods":
             return
+        if validation != "Strict":
+            crds.prune(key[0], thing)
         crds.fill_defaults(key[0], thing)
         if wrong := crds.problems(key[0], thing, old):
             strict = [text for text in wrong if text.startswith("unknown field")]
@@ -304,13 +311,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._read)
 
     def do_POST(self) -> None:
-        self._answer(lambda query: self.state.create(self._key(self._body()), self._body()), status=201)
+        self._answer(self._create, status=201)
 
     def do_PATCH(self) -> None:
-        self._answer(lambda query: self.state.patch(self._key(), self._body(), self._names()[3]))
+        self._answer(lambda query: self.state.patch(*self._change(query)))
 
     def do_PUT(self) -> None:
-        self._answer(lambda query: self.state.replace(self._key(), self._body(), self._names()[3]))
+        self._answer(lambda query: self.state.replace(*self._change(query)))
 
     def do_DELETE(self) -> None:
         self._answer(lambda query: self.state.delete(self._key(), self._body()))
@@ -331,6 +338,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _body(self) -> Object:
         return dict(json.loads(self._sent or b"{}"))
+
+    def _create(self, query: dict[str, str]) -> Object:
+        return self.state.create(self._key(self._body()), self._body(), query.get("fieldValidation", "Warn"))
+
+    def _change(self, query: dict[str, str]) -> tuple[Key, Object, str, str]:
+        return self._key(), self._body(), self._names()[3], query.get("fieldValidation", "Warn")
 
     def _read(self, query: dict[str, str]) -> Object | Iterator[bytes | None]:
         plural, namespace, name, part = self._names()

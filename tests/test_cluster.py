@@ -264,9 +264,34 @@ def test_a_stale_update_is_refused_by_the_double_as_by_the_real_one(
         controller.custom.replace_namespaced_custom_object_status(*controller.place, "one", stale)
     assert caught.value.status == 409
     stale["metadata"].pop("resourceVersion")
-    stale["spec"]["runtimeRef"]["name"] = "other"
-    with pytest.raises(ApiException, match="field is immutable"):
+    with pytest.raises(ApiException, match="must be specified for an update") as caught:
         controller.custom.replace_namespaced_custom_object(*controller.place, "one", stale)
+    assert caught.value.status == 422
+    (fresh,) = controller.jobs()
+    fresh["spec"]["runtimeRef"]["name"] = "other"
+    with pytest.raises(ApiException, match="field is immutable"):
+        controller.custom.replace_namespaced_custom_object(*controller.place, "one", fresh)
+
+
+def test_the_double_prunes_unknown_fields_unless_it_is_asked_to_be_strict_as_the_real_one_does(
+    controller: Controller,
+) -> None:
+    from kubernetes.client import ApiException
+
+    wrong = job(surprise=1, trainer={"numNodes": 2, "surprise": 1})
+    wrong["metadata"]["surprise"] = 1
+    make = functools.partial(controller.custom.create_namespaced_custom_object, *controller.place, wrong)
+    with pytest.raises(ApiException, match="strict decoding error") as caught:
+        make(field_validation="Strict")
+    assert caught.value.status == 400
+    with pytest.raises(ApiException, match="Unsupported value"):
+        make(field_validation="strict")
+    made = make()
+    assert made["spec"]["trainer"] == {"numNodes": 2}
+    assert "surprise" not in f"{made}"
+    made["spec"]["surprise"] = 1
+    again = controller.custom.replace_namespaced_custom_object(*controller.place, "one", made)
+    assert "surprise" not in f"{again}"
 
 
 def collected(api: Cluster, pod: str, lines: list[str], **options: Any) -> threading.Thread:
