@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 from tests.training.ranks import Ranks
 from unirg.artifact import Artifact
 from unirg.cohort.stage import StageConfig, stage
+from unirg.config import load
 from unirg.errors import UserError
-from unirg.training import policy, train, validation
+from unirg.training import policy, sft, train, validation
 from unirg.training.callbacks import Saver
 from unirg.training.checkpoints import Checkpoints
 
@@ -137,10 +138,11 @@ def test_the_weights_of_the_best_validation_become_the_artifact_where_the_recipe
     world: tuple[Artifact, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = {1: 2.0, 2: 1.0, 3: 1.5, 4: 3.0}
+    config = load(sft.SFTConfig, None, [*SETTINGS, "export=best", "validate_steps=1", "validation_studies=1"])
     with monkeypatch.context() as patch:
         patch.setattr(validation, "callbacks", lambda *_: [])
         patch.setattr(Checkpoints, "commit", lambda self, step, _: COMMIT(self, step, scores[step]))
-        best = trained(world, tmp_path, "export=best", "validate_steps=1", "validation_studies=1")
+        best = sft.sft(config, *world, str(tmp_path))
     two = trained(world, tmp_path, "max_steps=2")
     weights = "model/model.safetensors"
     assert best.manifest.files[weights] == two.manifest.files[weights]

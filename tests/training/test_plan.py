@@ -24,7 +24,7 @@ from unirg.training import policy, train
 from unirg.training.grpo import GRPOConfig
 from unirg.training.plan import GIB, Plan, Pool, plan
 from unirg.training.policy import ToyConfig, toy_policy
-from unirg.training.run import TrainConfig
+from unirg.training.settings import TrainConfig
 from unirg.training.sft import SFTConfig
 from unirg.training.sizes import Sample, Shape, shape_of
 from unirg.training.workload import Workload, measured

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
+from unirg.config import identity
 from unirg.errors import UserError
+from unirg.storage import StorageError
 from unirg.training import run
 from unirg.training.__main__ import main
 from unirg.training.callbacks import Watch
-from unirg.training.run import TrainConfig, accumulation
+from unirg.training.settings import TrainConfig, accumulation
 
 
 @pytest.mark.parametrize(
@@ -99,3 +101,22 @@ def test_the_entry_point_tells_a_mistake_by_its_exit_code(
     missing = str(tmp_path / "nothing")
     assert main(["sft", "--cohort", missing, "--parent", missing, "--store", str(tmp_path)]) == 2
     assert f"unirg: no artifact at {missing}" in capsys.readouterr().err
+
+
+def test_a_store_that_is_away_is_no_mistake_so_that_a_trainjob_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def away(*_: object) -> None:
+        raise StorageError("s3://bucket: cannot connect: try again later")
+
+    monkeypatch.setattr("unirg.training.__main__.train", away)
+    assert main(["sft", "--cohort", "c", "--parent", "p", "--store", str(tmp_path)]) == 1
+    assert "unirg: s3://bucket: cannot connect" in capsys.readouterr().err
+
+
+def test_another_number_goes_on_where_the_configuration_says_so() -> None:
+    config = TrainConfig(learning_rate=1e-4, micro_batch=1, processes=8, resume_processes=4)
+    assert config.started_processes == 4
+    assert identity(config) == identity(TrainConfig(learning_rate=1e-4, micro_batch=1, processes=8))
+    with pytest.raises(UserError, match="without resume_processes"):
+        run._check_processes(config, None, "sft")

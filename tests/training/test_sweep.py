@@ -67,7 +67,22 @@ def test_a_wrong_grid_is_refused(grid: list[str], said: str) -> None:
 
 def test_the_papers_grid_resolves_point_by_point() -> None:
     grid = ["learning_rate=1e-5,5e-5", "batch_size=128,256,512"]
-    assert len(sweep.check("sft", "paper/sft", [], grid)) == 6
+    assert len(sweep.check("sft", "paper/sft", [], grid, weights="s3://store/weights/0")) == 6
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "recipe", "weights", "said"),
+    [
+        ("sft", "paper/sft", "", "seed=0: the validation's score `bertscore` needs its scorer's weights"),
+        ("grpo", "toy/grpo_step1", "", "seed=0: the reward `bertscore` needs its scorer's weights"),
+        ("grpo", "toy/grpo_step2", "s3://store/weights/0", "seed=0: the reward `errors` needs a judge"),
+    ],
+)
+def test_points_that_would_lack_a_scorer_or_a_judge_are_refused(
+    algorithm: str, recipe: str, weights: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        sweep.check(algorithm, recipe, [], ["seed=0"], weights=weights)
 
 
 @pytest.mark.parametrize(

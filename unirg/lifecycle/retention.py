@@ -44,7 +44,7 @@ WORK = ".work"
 _SHARD = re.compile(r"([0-9a-f]{64})\.parquet")
 _ASIDE = re.compile(r"\.[0-9a-f]{64}\.parquet\.[0-9a-f]{32}")
 """What `storage.put_new` writes before it links: left behind by a killed process."""
-_WORK = re.compile(r"([a-z]+)-([0-9a-f]{16})")
+_WORK = re.compile(r"(cohort|sft|grpo)-([0-9a-f]{16})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Tell = Callable[[str], None]

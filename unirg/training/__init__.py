@@ -14,7 +14,7 @@ from unirg.errors import UserError
 from unirg.training import distributed
 
 if TYPE_CHECKING:
-    from unirg.training.run import TrainConfig
+    from unirg.training.settings import TrainConfig
 
 
 def train(
@@ -40,6 +40,7 @@ def train(
         SystemExit: with 75, after SIGTERM and a saved checkpoint: the same call goes on.
     """
     from unirg.training import grpo, policy, sft
+    from unirg.training.settings import check_validation
 
     studies = open_artifact(cohort, "cohort")
     if algorithm == "base":
@@ -53,12 +54,15 @@ def train(
     options = {"cohort": studies.uri, "parent": start.uri, "weights": weights, "judge-url": judge_url}
     if algorithm == "sft":
         wanted = config.load(sft.SFTConfig, recipe, overrides)
+        check_validation(wanted, bool(scorers))
         if _in_this_process(wanted):
             return sft.sft(wanted, studies, start, store, scorers)
         inputs = sft.inputs(wanted, studies, start, scorers)
         return _launched("sft", sft.VERSION, wanted, inputs, options, store)
     given: dict[str, Any] = {"judge_url": judge_url} if judge_url else {}
     settings = config.load(grpo.GRPOConfig, recipe, overrides, **given)
+    check_validation(settings, bool(scorers))
+    grpo.check_rewards(settings, bool(scorers))
     if _in_this_process(settings):
         return grpo.grpo(settings, studies, start, store, scorers)
     inputs = grpo.inputs(settings, studies, start, scorers)
@@ -66,7 +70,7 @@ def train(
 
 
 def _in_this_process(settings: TrainConfig) -> bool:
-    alone = settings.processes == 1 and not settings.zero and settings.launch == "local"
+    alone = settings.started_processes == 1 and not settings.zero and settings.launch == "local"
     return alone or distributed.started()
 
 
@@ -90,10 +94,10 @@ def _launched(
     # Every field by name: no file need be where the processes run.
     command += [f"--set={name}={json.dumps(value)}" for name, value in config.resolved(settings).items()]
     if settings.launch == "local" or settings.trainjob is None:
-        launch.local(settings.processes, command)
+        launch.local(settings.started_processes, command)
         return open_artifact(uri)
     for what in (store, *options.values()):
         if what and storage.is_local(what):
             raise UserError(f"{what} is a folder of this machine, which pods do not see: use an object store")
-    launch.train_job(settings.trainjob, settings.processes, stage, uri, ["python", *command[1:]])
+    launch.train_job(settings.trainjob, settings.started_processes, stage, uri, ["python", *command[1:]])
     return open_artifact(uri)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from unirg.training.run import TrainConfig
+    from unirg.training.settings import TrainConfig
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)

@@ -27,11 +27,12 @@ from unirg.training import run
 from unirg.training.alarms import Alarms
 from unirg.training.data import Examples, training_studies
 from unirg.training.rewards import Rewards
+from unirg.training.settings import TrainConfig, accumulation, check_weights
 
 VERSION = 3
 
 
-class GRPOConfig(run.TrainConfig, JudgeSettings):
+class GRPOConfig(TrainConfig, JudgeSettings):
     """The paper's RL: learning rate 5e-6, global batch 256, 16 rollouts per query, 1 epoch per step."""
 
     learning_rate: float = Field(default=5e-6, gt=0)
@@ -161,7 +162,8 @@ def grpo(
     with run.draft(store, "grpo", VERSION, config, inputs(config, cohort, parent, weights)) as draft:
         if draft.committed:
             return draft.committed
-        _check_needs(config, weights)
+        check_rewards(config, weights is not None)
+        _check_vllm(config)
         run.prepare(config)
         from unirg.training import validation
         from unirg.training.rollouts import SharedGRPOTrainer
@@ -210,7 +212,7 @@ def arguments(config: GRPOConfig, common: dict[str, Any], image_token: int) -> A
     """
     from trl import GRPOConfig as Arguments
 
-    steps = run.accumulation(config.batch_size, config.micro_batch)
+    steps = accumulation(config.batch_size, config.micro_batch)
     if config.rollouts != "transformers":  # where TRL sees to it itself
         common = common | {"generation_kwargs": {"logit_bias": {image_token: -100}}}
     return Arguments(
@@ -243,15 +245,21 @@ def arguments(config: GRPOConfig, common: dict[str, Any], image_token: int) -> A
     )
 
 
-def _check_needs(config: GRPOConfig, weights: Artifact | None) -> None:
-    """Refuse before any work what would fail at the first reward."""
-    if weights is None and (named := catalog.with_weights(config.rewards)):
-        raise UserError(
-            f"the reward `{named[0]}` needs its scorer's weights: name an artifact of stage weights "
-            "(`unirg weights make` prints one)"
-        )
+def check_rewards(config: GRPOConfig, weights: bool) -> None:
+    """Refuse before any work what would fail at the first reward.
+
+    Args:
+        weights: the scorers' are there.
+
+    Raises:
+        UserError: a reward needs them, or a judge, and they are not.
+    """
+    check_weights("the reward", config.rewards, weights)
     if not config.judge_url and any(name.startswith("errors") for name in config.rewards):
         raise UserError("the reward `errors` needs a judge: set judge_url to an OpenAI-compatible endpoint")
+
+
+def _check_vllm(config: GRPOConfig) -> None:
     if config.rollouts != "transformers":
         missing = "vLLM is not installed" if find_spec("vllm") is None else "torch sees no GPU"
         if find_spec("vllm") is None or not run.has_gpu():

@@ -23,7 +23,7 @@ from unirg.errors import UserError
 from unirg.metrics.catalog import CATALOG, COMPOSED
 from unirg.metrics.encoder import CPU_TOKENS, GPU_TOKENS
 from unirg.training.grpo import GRPOConfig
-from unirg.training.run import LoRA, TrainConfig
+from unirg.training.settings import LoRA, TrainConfig, accumulation
 from unirg.training.sft import SFTConfig
 from unirg.training.sizes import Sample, Shape, shape_of
 from unirg.training.workload import Workload, measured
@@ -135,9 +135,7 @@ def _planned(config: TrainConfig, shape: Shape, pool: Pool, studies: int, sample
             "lower it"
         )
     batch = _batch(config)
-    together = config.micro_batch * config.processes
-    if batch % together:
-        raise UserError(f"batch_size = {batch} is no multiple of micro_batch x processes = {together}")
+    accumulation(batch, config.micro_batch, config.processes)
     trained = shape.adapters(config.lora.rank, config.lora.targets) if config.lora else shape.parameters
     steps = config.max_steps if config.max_steps > 0 else _steps(config, studies)
     tokens = batch * sample.length

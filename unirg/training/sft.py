@@ -12,11 +12,12 @@ from unirg.cohort.reader import Cohort
 from unirg.metrics import catalog
 from unirg.training import run
 from unirg.training.data import Examples, training_studies
+from unirg.training.settings import TrainConfig, accumulation
 
 VERSION = 2
 
 
-class SFTConfig(run.TrainConfig):
+class SFTConfig(TrainConfig):
     """The paper's SFT: learning rate 5e-5, batch 256, 3 epochs."""
 
     learning_rate: float = Field(default=5e-5, gt=0)
@@ -73,7 +74,7 @@ def sft(
             packed=config.packed,
             args=Arguments(
                 **run.arguments(config, draft),
-                gradient_accumulation_steps=run.accumulation(config.batch_size, config.micro_batch),
+                gradient_accumulation_steps=accumulation(config.batch_size, config.micro_batch),
                 max_length=None,  # a cut sequence may lose image tokens
                 completion_only_loss=True,
                 dataset_kwargs={"skip_prepare_dataset": True},

@@ -15,13 +15,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unirg import artifact, checkpoint, config, telemetry
 from unirg.artifact import Artifact, open_artifact
 from unirg.errors import UserError
 from unirg.training import train
-from unirg.training.grpo import GRPOConfig
-from unirg.training.run import TrainConfig
+from unirg.training.grpo import GRPOConfig, check_rewards
+from unirg.training.settings import TrainConfig, accumulation, check_validation
 from unirg.training.sft import SFTConfig
 
 VERSION = 1
@@ -81,20 +82,26 @@ def _split(text: str) -> list[str]:
 
 
 def check(
-    algorithm: str, recipe: str | None, overrides: Sequence[str], grid: Sequence[str]
+    algorithm: str,
+    recipe: str | None,
+    overrides: Sequence[str],
+    grid: Sequence[str],
+    judge_url: str = "",
+    weights: str = "",
 ) -> list[tuple[str, ...]]:
-    """The points of a grid, each of which resolves into a configuration.
+    """The points of a grid, each of which resolves into a configuration that has what it needs.
 
     Raises:
         UserError: an algorithm without points, or points that are refused: each is named with its reason.
     """
     if algorithm not in CONFIGS:
         raise UserError(f"no sweep of {algorithm}: there are sweeps of {' and '.join(CONFIGS)}")
+    given: dict[str, Any] = {"judge_url": judge_url} if judge_url and algorithm == "grpo" else {}
     found, wrong, seen = points(grid), [], dict[bytes, tuple[str, ...]]()
     for point in found:
         try:
-            settings = config.load(CONFIGS[algorithm], recipe, [*overrides, *point])
-            _check_batch(settings)
+            settings = config.load(CONFIGS[algorithm], recipe, [*overrides, *point], **given)
+            _check(settings, bool(weights))
         except UserError as error:
             wrong.append(f"{' '.join(point)}: {error}")
             continue
@@ -108,13 +115,13 @@ def check(
     return found
 
 
-def _check_batch(settings: TrainConfig) -> None:
+def _check(settings: TrainConfig, weights: bool) -> None:
+    """Refuse now what would be after the other points are trained."""
     assert isinstance(settings, SFTConfig | GRPOConfig)
-    together = settings.micro_batch * settings.processes
-    if settings.batch_size % together:
-        raise UserError(
-            f"batch_size = {settings.batch_size} is no multiple of micro_batch x processes = {together}"
-        )
+    accumulation(settings.batch_size, settings.micro_batch, settings.processes)
+    check_validation(settings, weights)
+    if isinstance(settings, GRPOConfig):
+        check_rewards(settings, weights)
 
 
 def sweep(
@@ -136,7 +143,7 @@ def sweep(
     Raises:
         UserError: points or inputs that are refused; nothing is started then.
     """
-    found = check(algorithm, recipe, overrides, grid)
+    found = check(algorithm, recipe, overrides, grid, judge_url, weights)
     open_artifact(cohort, "cohort")
     open_artifact(parent, checkpoint.STAGES)
     if weights:

@@ -21,16 +21,16 @@ from unirg import prompts, telemetry
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.errors import UserError
-from unirg.metrics import catalog
 from unirg.metrics.encoder import Compute
 from unirg.metrics.engine import Engine
 from unirg.study import Study
 from unirg.training import distributed, packing, run
 from unirg.training.data import Examples
 from unirg.training.packing import Encoder, Sample
+from unirg.training.settings import check_validation
 
 if TYPE_CHECKING:
-    from unirg.training.run import TrainConfig
+    from unirg.training.settings import TrainConfig
 
 PREFIX = "validation/"
 """Begins the names of the log's entries."""
@@ -185,13 +185,10 @@ def callbacks(
     """
     if not config.validate_steps:
         return []
-    scores = config.validation_scores
-    if weights is None and (named := catalog.with_weights(scores)):
-        raise UserError(
-            f"the validation's score `{named[0]}` needs its scorer's weights: name an artifact of stage "
-            "weights (`unirg weights make` prints one), or take it out of validation_scores"
-        )
-    engine = Engine(scores, weights=weights.uri if weights else "", compute=Compute(device=run.device()))
+    check_validation(config, weights is not None)
+    engine = Engine(
+        config.validation_scores, weights=weights.uri if weights else "", compute=Compute(device=run.device())
+    )
     return [Validation(cohort, processor, config, engine)]
 
 

@@ -10,7 +10,7 @@ from unirg.cohort.reader import Cohort
 from unirg.config import Config
 from unirg.errors import UserError
 from unirg.training.data import shows_prior, training_studies
-from unirg.training.run import TrainConfig
+from unirg.training.settings import TrainConfig
 from unirg.training.sizes import Sample, Shape
 
 
