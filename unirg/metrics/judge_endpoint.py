@@ -154,6 +154,8 @@ class Endpoint:
 
     def connect(self) -> AsyncOpenAI:
         """A client for the running event loop; to be closed by the caller."""
+        # The library looks into whatever `httpx` is loaded: half of it, where another thread just imports it.
+        import httpx  # noqa: F401
         from openai import AsyncAzureOpenAI, AsyncOpenAI
 
         if self._api_version:
