@@ -21,6 +21,8 @@ from unirg.training import policy, run, train
 
 KILLS = int(os.environ.get("UNIRG_SOAK_KILLS", "20"))
 SEED = int(os.environ.get("UNIRG_SOAK_SEED", "0"))
+STUDIES = 8
+"""So few that two kills reach beyond the first epoch."""
 STEPS = 5
 """Steps of a training for each time that it is killed."""
 COMMON = ["micro_batch=4", "batch_size=4", "learning_rate=1e-3"]
@@ -43,7 +45,7 @@ World = tuple[Artifact, Artifact]
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A handful of phantoms, and an untrained policy for them."""
     store = str(tmp_path_factory.mktemp("world"))
-    cohort = stage(StageConfig(studies=24, size=64, workers=1), store)
+    cohort = stage(StageConfig(studies=STUDIES, size=64, workers=1), store)
     return cohort, policy.base(policy.BaseConfig(), cohort, store)
 
 

@@ -12,16 +12,18 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import DynamicCache
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import RepeatSampler
 
 from unirg.training import shared_prompt
 from unirg.training.rewards import Rewards
@@ -71,6 +73,26 @@ class _Prompts:
         }
 
 
+class ByEpoch(Sampler[int]):
+    """TRL's order of prompts, which would begin with the first epoch's again in a training that goes on."""
+
+    def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]) -> None:
+        """
+        Args:
+            epoch: the present one.
+        """
+        self.sampler, self.epoch = sampler, epoch
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator.manual_seed(self.sampler.seed)
+        for _ in range(self.epoch()):  # what the epochs before have drawn
+            torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
+        return iter(self.sampler)
+
+
 class SharedGRPOTrainer(GRPOTrainer):
     """GRPO over a dataset with `prompt`, `images`, `reference` and `study_id`, all of one group alike."""
 
@@ -95,6 +117,9 @@ class SharedGRPOTrainer(GRPOTrainer):
         if share != "nothing":
             for model in filter(None, (self.model, self.ref_model)):
                 shared_prompt.install(self._whole(model))
+
+    def _get_train_sampler(self, dataset: Any = None) -> Sampler[int]:
+        return ByEpoch(super()._get_train_sampler(dataset), lambda: int(self.state.epoch or 0))
 
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         """As TRL's, without the shuffling that would tear groups apart."""
