@@ -3,7 +3,7 @@
 PYTHON ?= python3
 CORPUS ?= phantom
 DATA ?=
-STORE ?= runs/demo-$(CORPUS)
+STORE ?=
 TESTS ?=
 PAIRS ?= 320
 SCALE ?= 0.0625
@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format pipelines parity benchmark soak lock clean
+.PHONY: help venv demo ablations test lint format pipelines parity benchmark soak lock clean
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,7 +35,10 @@ venv: .venv/.installed ## Create .venv with every dependency at its locked versi
 	@touch $@
 
 demo: venv ## Run the whole pipeline at toy scale (CORPUS=iu_xray DATA=DIR for real radiographs; STORE=DIR)
-	$(BIN)/python -m pipelines.demo --corpus $(CORPUS) $(if $(DATA),--data $(DATA)) --store $(STORE)
+	$(BIN)/python -m pipelines.demo --corpus $(CORPUS) $(if $(DATA),--data $(DATA)) $(if $(STORE),--store $(STORE))
+
+ablations: venv ## Train the paper's ablations at toy scale, and hold its order of results against them (STORE=DIR)
+	$(BIN)/python -m pipelines.ablations $(if $(STORE),--store $(STORE))
 
 test: venv ## Run the tests (TESTS=tests/metrics for some of them)
 	tools/apt.sh

@@ -27,7 +27,8 @@ def train(
         cohort: URI of the cohort.
         parent: URI of the checkpoint to start from; empty for base.
         judge_url: OpenAI-compatible endpoint that counts errors, for recipes that reward them.
-        weights: URI of the scorers' weights, for recipes that reward clinical metrics; empty for none.
+        weights: URI of the scorers' weights, for recipes that reward clinical metrics or validate
+            by them; empty for none.
         traceparent: W3C trace context of the run.
     """
     from unirg import telemetry

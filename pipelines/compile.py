@@ -7,9 +7,10 @@ from pathlib import Path
 
 from kfp import compiler
 
+from pipelines.sweep import sweep
 from pipelines.train import train
 
-PIPELINES = {"train": train}
+PIPELINES = {"train": train, "sweep": sweep}
 
 
 def compile_all(folder: Path) -> list[Path]:

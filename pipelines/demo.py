@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -40,27 +40,37 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recipe", default="", help="folder of recipes; default: the corpus's toy")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="staging override")
     options = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _terminated)
+    return guarded("demo", lambda: _demo(options))
+
+
+def _demo(options: argparse.Namespace) -> None:
     started = time.monotonic()
+    store = options.store or f"runs/demo-{options.corpus}"
+    recipe = options.recipe or RECIPES[options.corpus]
+    report = run(options.corpus, options.data, store, recipe, options.set)
+    print_summary(report, side_folder(store), time.monotonic() - started)
+
+
+def guarded(program: str, work: Callable[[], None]) -> int:
+    """Do the work of a `make` target; returns its exit code (2 for the user's mistakes, 1 for ours, 130
+    interrupted). However it ends, no process that it started is left."""
+    signal.signal(signal.SIGTERM, terminated)
     try:
-        store = options.store or f"runs/demo-{options.corpus}"
-        recipe = options.recipe or RECIPES[options.corpus]
-        report = run(options.corpus, options.data, store, recipe, options.set)
+        work()
     except (UserError, InternalError) as error:
-        print(f"demo: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         processes.end_descendants()  # what Ctrl-C did not reach, or not yet
-        print("demo: interrupted; finished work is kept, the same command goes on", file=sys.stderr)
+        print(f"{program}: interrupted; finished work is kept, the same command goes on", file=sys.stderr)
         return 130
     except SystemExit:
-        print("demo: stopped; finished work is kept, the same command goes on", file=sys.stderr)
+        print(f"{program}: stopped; finished work is kept, the same command goes on", file=sys.stderr)
         raise
-    print_summary(report, side_folder(store), time.monotonic() - started)
     return 0
 
 
-def _terminated(*_: object) -> None:
+def terminated(*_: object) -> None:
     # KFP waits for its task's end before any exception passes, so the tasks have to end first.
     processes.end_descendants()
     sys.exit(128 + signal.SIGTERM)
@@ -214,7 +224,7 @@ def headline(data: dict[str, Any]) -> Iterator[str]:
     yield f"Errors are counted by: {data['judge'] or 'no judge'}. Research use, not for diagnosis."
 
 
-def interval(numbers: dict[str, Any] | None) -> str:
+def interval(numbers: Mapping[str, Any] | None) -> str:
     if numbers is None or numbers["mean"] is None:
         return "not scored"
     return f"{numbers['mean']:.3f} [{numbers['low']:.3f}, {numbers['high']:.3f}]"

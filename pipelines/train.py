@@ -26,6 +26,7 @@ def train(
     stage_overrides: list = [],  # noqa: B006 - KFP reads defaults from the signature
     data: str = "",
     hold_out: list = [],  # noqa: B006
+    cohorts: list = [],  # noqa: B006
     judge_url: str = "",
     tracking_uri: str = "",
     traceparent: str = "",
@@ -38,6 +39,8 @@ def train(
         stage_overrides: `key=value` settings over the staging recipe, such as corpus=iu_xray.
         data: URI of the corpus; empty for phantoms.
         hold_out: institutions or corpora never trained on: the zero-shot set.
+        cohorts: URIs of cohorts staged before, or SPLITS=URI, to combine in place of staging a corpus: the
+            paper's four.
         judge_url: OpenAI-compatible endpoint that counts errors (CheXprompt).
         tracking_uri: MLflow's tracking URI; empty writes no metrics store.
         traceparent: W3C trace context that every task joins.
@@ -50,14 +53,13 @@ def train(
         task.set_display_name(name).set_caching_options(False)
         return task.output
 
-    cohort = component(
-        components.stage.stage, "stage", "stage", overrides=stage_overrides, data=data, hold_out=hold_out
-    )
+    given = {"overrides": stage_overrides, "data": data, "hold_out": hold_out, "cohorts": cohorts}
+    cohort = component(components.stage.stage, "stage", "stage", **given)
     weights = component(components.weights.weights, "weights", "weights")
 
     def trained(algorithm, step, parent):  # type: ignore[no-untyped-def]
         given = {"algorithm": algorithm, "cohort": cohort, "parent": parent, "judge_url": judge_url}
-        given["weights"] = weights if algorithm == "grpo" else ""
+        given["weights"] = weights if algorithm != "base" else ""  # SFT validates with them
         return component(components.train.train, f"train {step}", step, **given)
 
     policies = {"untrained": trained("base", "base", "")}

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -70,6 +71,49 @@ class Demo:
         return left
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A demo that has ended."""
+
+    exit_code: int
+    output: str
+    seconds: float
+    servers: frozenset[str]
+    """Which of our servers were seen running."""
+    left: tuple[str, ...]
+    """Processes that were still there after it had ended."""
+
+
+def finished(folder: Path, *arguments: str, environment: Mapping[str, str] = os.environ) -> Finished:
+    """Run a demo to its end."""
+    with demo(folder, *arguments, environment=environment) as started, watched(started) as servers:
+        code, seconds = started.wait(550), started.seconds
+        return Finished(
+            code, started.output, seconds, frozenset(servers), tuple(started.processes().values())
+        )
+
+
+class watched:
+    """Looks, several times a second, which of our servers a run has started."""
+
+    def __init__(self, demo: Demo) -> None:
+        self.demo, self.seen, self.ended = demo, set[str](), threading.Event()
+        self.thread = threading.Thread(target=self._look)
+
+    def _look(self) -> None:
+        while not self.ended.wait(0.2):
+            commands = " ".join(self.demo.processes().values())
+            self.seen |= {server for server in (PREDICTOR, JUDGE) if server in commands}
+
+    def __enter__(self) -> set[str]:
+        self.thread.start()
+        return self.seen
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join()
+
+
 @contextmanager
 def demo(folder: Path, *arguments: str, environment: Mapping[str, str] = os.environ) -> Iterator[Demo]:
     """Start `python -m pipelines.demo` in `folder`, which takes its output, cache and temporary files.
@@ -127,16 +171,23 @@ def manifests(store: Path) -> list[Path]:
     return sorted(path for path in store.glob("*/*/manifest.json") if path.parts[-3] not in (".work", "kfp"))
 
 
+def _kfp_logs(folder: Path) -> Iterator[Path]:
+    """KFP's log of a run: it lies in a store that is a folder, else below runs/."""
+    for where, _, files in os.walk(folder):  # which bears with folders that go away, as Path.glob does not
+        if "kfp.log" in files:
+            yield Path(where, "kfp.log")
+
+
 def reaches(demo: Demo, task: str, server: str = "") -> None:
     """Wait until a task of this name is under way, with `server` running for it."""
-    log = demo.log.parent / "store" / "kfp.log"
-    begun = log.stat().st_size if log.exists() else 0
+    before = {log: log.stat().st_size for log in _kfp_logs(demo.log.parent)}
 
     def under_way() -> bool:
-        if not log.exists():
+        log = next(_kfp_logs(demo.log.parent), None)
+        if log is None:
             return False
         with log.open() as file:
-            file.seek(begun)
+            file.seek(before.get(log, 0))
             latest = [line for line in file if "Executing task" in line][-1:]
         commands = " ".join(demo.processes().values())
         return bool(latest) and f"'{task}" in plain(latest[0]) and TASK in commands and server in commands

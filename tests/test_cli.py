@@ -46,8 +46,8 @@ def test_help_and_version_succeed(run: Run) -> None:
     assert run("--version")[:2] == (0, f"unirg {__version__}\n")
     code, out, _ = run("--help")
     assert code == 0
-    assert all(verb in out for verb in ("stage", "train", "serve", "score", "evaluate", "report"))
-    for verb in ("stage", "train", "serve", "score", "evaluate", "report"):
+    assert all(verb in out for verb in ("stage", "combine", "train", "serve", "score", "evaluate", "report"))
+    for verb in ("stage", "combine", "train", "serve", "score", "evaluate", "report"):
         assert run(verb, "--help")[0] == 0
 
 

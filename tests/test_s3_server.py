@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from botocore.exceptions import ClientError
 
 from tests import s3_server
 from tests.conftest import S3
+from tests.waiting import until
 
 pytestmark = pytest.mark.s3
 MULTIPART_MINIMUM = 5 * 2**20  # S3's smallest part, but for the last one
@@ -112,10 +112,7 @@ def _processes(directory: Path) -> dict[int, str]:
 
 
 def _wait_until_gone(directory: Path) -> None:
-    deadline = time.monotonic() + 10
-    while left := _processes(directory):
-        assert time.monotonic() < deadline, f"still running: {left}"
-        time.sleep(0.05)
+    until(lambda: not _processes(directory), 10, lambda: f"still running: {_processes(directory)}")
 
 
 def test_stopping_leaves_no_process_and_no_file_behind(directory: Path) -> None:

@@ -163,7 +163,7 @@ def open_artifact(uri: str, stage: str | tuple[str, ...] | None = None) -> Artif
     uri = uri.rstrip("/")
     if storage.is_local(uri):
         uri = str(storage.local_path(uri))
-    found = _committed(uri)
+    found = find(uri)
     if found is None:
         raise ArtifactError(f"no artifact at {uri}: there is no {MANIFEST} (an unfinished run leaves none)")
     wanted = (stage,) if isinstance(stage, str) else stage
@@ -174,7 +174,8 @@ def open_artifact(uri: str, stage: str | tuple[str, ...] | None = None) -> Artif
     return found
 
 
-def _committed(uri: str) -> Artifact | None:
+def find(uri: str) -> Artifact | None:
+    """The artifact at a URI; None where nothing is committed."""
     try:
         data = storage.read_bytes(storage.join(uri, MANIFEST))
     except FileNotFoundError:
@@ -192,6 +193,12 @@ def action_key(stage: str, version: int, config: Config, inputs: Mapping[str, Ar
     digests = {name: _digest(value) for name, value in inputs.items()}
     parts = {"stage": stage, "version": version, "config": identity(config), "inputs": digests}
     return storage.sha256(canonical_json(parts))
+
+
+def place(store: str, stage: str, key: str) -> str:
+    """The URI of the artifact with an action key, committed or not."""
+    store = str(storage.local_path(store)) if storage.is_local(store) else store
+    return storage.join(store, stage, key[:16])
 
 
 def _digest(value: Artifact | str) -> str:
@@ -314,9 +321,9 @@ def draft(
     """
     store = str(storage.local_path(store)) if storage.is_local(store) else store.rstrip("/")
     key = action_key(stage, version, config, inputs)
-    uri = storage.join(store, stage, key[:16])
+    uri = place(store, stage, key)
     work = work_root(store) / f"{stage}-{key[:16]}"
-    found = _committed(uri)
+    found = find(uri)
     if found:
         _clear(work)
         yield Draft(uri, stage, version, key, config, inputs, work, found)
@@ -329,7 +336,7 @@ def draft(
                 f"{work.parent} cannot be made: there is a file where a folder should be"
             ) from None
     with _locked(work.with_suffix(".lock"), uri):
-        new = Draft(uri, stage, version, key, config, inputs, work, _committed(uri))
+        new = Draft(uri, stage, version, key, config, inputs, work, find(uri))
         if new.committed is None:
             shutil.rmtree(new.out, ignore_errors=True)
             new.out.mkdir(parents=True)

@@ -35,6 +35,8 @@ def quiet() -> None:
     # DeepSpeed, which accelerate imports, otherwise warns that it found no accelerator.
     if not os.path.exists("/dev/nvidiactl"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # TRL otherwise tells the hub of each trainer that is made.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import transformers
 
     transformers.logging.set_verbosity_error()
@@ -119,13 +121,12 @@ def patches_as_product(model: PreTrainedModel) -> PreTrainedModel:
     """
     from torch.nn.functional import linear
 
-    embed = model.model.visual.patch_embed
+    proj = model.model.visual.patch_embed.proj
 
-    def forward(patches: torch.Tensor) -> torch.Tensor:  # (patches, channels x time x height x width)
-        weight = embed.proj.weight.flatten(1)
-        return linear(patches.to(weight.dtype), weight, embed.proj.bias)
+    def forward(patches: torch.Tensor) -> torch.Tensor:  # (patches, channels, time, height, width)
+        return linear(patches.flatten(1), proj.weight.flatten(1), proj.bias)
 
-    embed.forward = forward
+    proj.forward = forward  # the module's own, so that ZeRO-3 brings its weight together before it
     return model
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -29,6 +30,7 @@ Cohort = Annotated[str, typer.Option(help="URI of the cohort.")]
 Named = Annotated[list[str] | None, typer.Option(help="NAME=URI; may be given several times.")]
 Weights = Annotated[str, typer.Option(help="URI of the scorers' weights (`unirg weights make`).")]
 STORE = "runs/store"
+POOL, WORKLOAD = "plan/pool_h100", "plan/workload_paper"
 INTERRUPTED = 130
 
 weights_app = typer.Typer(no_args_is_help=True, help="Weights of the metrics' models: fetch them, list them.")
@@ -64,20 +66,70 @@ def stage(
 
 
 @app.command()
+def combine(
+    cohort: Annotated[
+        list[str],
+        typer.Option(help="URI of a cohort, or SPLITS=URI such as train,test=runs/store/…; several times."),
+    ],
+    store: Store = STORE,
+) -> None:
+    """Cohorts -> one cohort of all, or of some splits of each; no image is copied."""
+    from unirg.cohort.combine import combine, parts
+
+    _done(combine(parts(cohort), store))
+
+
+@app.command()
 def train(
     algorithm: Annotated[str, typer.Argument(help="base, sft or grpo.")],
-    cohort: Cohort,
     overrides: Overrides = None,
+    cohort: Annotated[str, typer.Option(help="URI of the cohort; only a plan does without.")] = "",
     parent: Annotated[str, typer.Option(help="URI of the checkpoint to start from.")] = "",
     recipe: Recipe = None,
     store: Store = STORE,
     judge_url: Annotated[str, typer.Option(help="Endpoint that counts errors (CheXprompt).")] = "",
     weights: Weights = "",
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it will take, and start nothing.")] = False,
+    pool: Annotated[str, typer.Option(help="Plan: the node pool, a recipe or YAML file.")] = POOL,
+    model: Annotated[str, typer.Option(help="Plan: a recipe or model directory; else the parent's.")] = "",
+    workload: Annotated[str, typer.Option(help="Plan: a recipe or YAML file, without a cohort.")] = WORKLOAD,
 ) -> None:
     """Cohort and parent policy -> checkpoint."""
     from unirg.training import train
 
+    if plan:
+        from unirg.training.plan import of_run
+
+        print(of_run(algorithm, recipe, overrides or (), pool, model, workload, cohort, parent))
+        return
+    if not cohort:
+        raise UserError("--cohort is missing: name the cohort to train on (`unirg stage` prints its URI)")
     _done(train(algorithm, recipe, overrides or (), cohort, parent, store, judge_url, weights))
+
+
+@app.command()
+def sweep(
+    algorithm: Annotated[str, typer.Argument(help="sft or grpo.")],
+    cohort: Cohort,
+    parent: Annotated[str, typer.Option(help="URI of the checkpoint that every point starts from.")],
+    grid: Annotated[list[str], typer.Option(help="KEY=VALUE,VALUE: an axis; may be given several times.")],
+    overrides: Overrides = None,
+    recipe: Recipe = None,
+    store: Store = STORE,
+    output: Annotated[str, typer.Option(help="A .csv or .md file for the table, too.")] = "",
+    judge_url: Annotated[str, typer.Option(help="Endpoint that counts errors (CheXprompt).")] = "",
+    weights: Weights = "",
+) -> None:
+    """Train every point of a grid of settings, and tabulate them."""
+    from unirg.training import sweep as sweeping
+
+    form = sweeping.form_of(output) if output else ""
+    rows = sweeping.sweep(algorithm, recipe, overrides or (), grid, cohort, parent, store, judge_url, weights)
+    print(sweeping.as_text(rows))
+    if form:
+        Path(output).write_text(sweeping.FORMS[form](rows))
+    if failed := [one for one in rows if one.failed]:
+        raise UserError(f"{len(failed)} of {len(rows)} points failed: their rows say why")
 
 
 @app.command()

@@ -116,11 +116,11 @@ def gc(
         bool, typer.Option("--dry-run", help="Tell what would go, and remove nothing.")
     ] = False,
     grace_hours: Annotated[
-        float, typer.Option(min=0, help="Younger shards stay: their cohort may be in the making.")
+        float, typer.Option(min=0, help="Younger shards and work stay: somebody may come back to them.")
     ] = 24.0,
     store: Store = STORE,
 ) -> None:
-    """Free the shards that no cohort of the store lists."""
+    """Free the shards that no cohort of the store lists, and work that nobody is at."""
     from unirg.lifecycle.retention import gc
 
     with telemetry.span("gc"):

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises; the command line turns it into exit code 2."""
+"""The exceptions that carry a message for the user; the command line turns them into exit code 2."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The text never holds a report's content or a patient's identifier. The CLI prints it without a
     traceback and exits with 2; any other exception is ours and exits with 1.
     """
+
+
+class Unavailable(UserError):
+    """What may be there at the next attempt: a store, a judge. Who starts a training again does so then."""

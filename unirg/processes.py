@@ -135,3 +135,13 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+
+
+def main() -> None:
+    """`python -m unirg.processes PARENT COMMAND ...`: become a command that ends with its parent."""
+    die_with_parent(parent=int(sys.argv[1]))  # Linux keeps the request across exec
+    os.execvp(sys.argv[2], sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

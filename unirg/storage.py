@@ -21,7 +21,7 @@ from typing import Any
 import fsspec
 from fsspec.core import url_to_fs
 
-from unirg.errors import UserError
+from unirg.errors import Unavailable, UserError
 
 CONNECT_TIMEOUT_S = 10
 READ_TIMEOUT_S = 60
@@ -29,7 +29,7 @@ S3_ATTEMPTS = 5  # botocore's standard mode: exponential backoff with jitter on 
 S3_READS = 2  # of a body that breaks off; s3fs repeats whole requests too, so this multiplies S3_ATTEMPTS
 
 
-class StorageError(UserError):
+class StorageError(Unavailable):
     """Storage that cannot be reached, read or written, with the remedy."""
 
 

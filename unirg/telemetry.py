@@ -34,7 +34,13 @@ TRACEPARENT = "TRACEPARENT"
 _MAX_TEXT = 160
 
 
-DISK_FULL = ("No space left on device", "disk is full", "inline_container.cc", "PytorchStreamWriter")
+DISK_FULL = (
+    "No space left on device",
+    "File too large",
+    "disk is full",
+    "inline_container.cc",
+    "PytorchStreamWriter",
+)
 """How safetensors and tokenizers, SQLite, and `torch.save` (the last two) say it, with no error number."""
 
 
@@ -169,7 +175,7 @@ def safe_error(error: Exception) -> Exception:
 
 def _disk_is_full(error: BaseException | None) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             return True
         if any(words in str(error) for words in DISK_FULL):
             return True

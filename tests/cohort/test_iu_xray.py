@@ -19,7 +19,7 @@ from PIL import Image as PIL
 from tests.conftest import S3
 from unirg.cohort import imaging
 from unirg.cohort.corpora import Dropped, UnreadableImage
-from unirg.cohort.corpora.iu_xray import ARCHIVE, MAX_XML_BYTES, USUAL_VIEW, IUXray
+from unirg.cohort.corpora.iu_xray import ARCHIVE, MAX_XML_BYTES, SPLITS, USUAL_VIEW, IUXray
 from unirg.errors import UserError
 from unirg.study import Image, Study
 
@@ -327,6 +327,27 @@ def test_the_corpus_reads_the_same_from_s3(tmp_path: Path, moto_s3: S3) -> None:
         list(IUXray("s3://no-such-bucket/iu").records())
 
 
+def test_what_rexrank_tests_is_tested_with_and_the_rest_trains(tmp_path: Path) -> None:
+    def splits(**files: str) -> list[str | None]:
+        named = {f"rexrank/ReXRank_IUXray_{name}.json": content for name, content in files.items()}
+        reports = {f"{uid}.xml": xml(uid) for uid in ("1", "2", "3")}
+        found = corpus(tmp_path / "-".join(files), {**reports, **named}).records()
+        return [record.split for record in found if isinstance(record, Study)]
+
+    assert splits() == [None, None, None]
+    assert splits(test='{"CXR2_IM-0652": {"report": "a"}}') == ["train", "test", "train"]
+    both = splits(test='{"CXR2_IM-0652": {}}', valid='{"CXR3_IM-1384": {}}')
+    assert both == ["train", "test", "validate"]
+
+
+def test_a_file_of_another_corpus_under_the_name_of_rexranks_is_refused(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {"1.xml": xml("1")}
+    files |= {"ReXRank_IUXray_test.json": '{"p10_p10999901_s50999901": {}}'}
+    with pytest.raises(UserError, match="a key is no study of IU's") as caught:
+        list(corpus(tmp_path, files).records())
+    assert "10999901" not in str(caught.value)
+
+
 @pytest.fixture(scope="module")
 def real() -> dict[str, Study]:
     if not REAL.exists():
@@ -398,3 +419,18 @@ def test_every_view_told_from_an_r2gen_index_is_the_one_in_rexranks_files(
     told = {path: found[path] for path in expected if found[path] != "unknown"}
     assert len(told) >= 1624
     assert told == {path: expected[path].lower() for path in told}
+
+
+@pytest.mark.real_data
+def test_no_study_that_rexrank_tests_trains(real: dict[str, Study], tmp_path: Path) -> None:
+    shutil.copy(REAL / ARCHIVE, tmp_path)
+    for name in SPLITS:
+        shutil.copy(REAL.parent / "rexrank" / name, tmp_path)
+    found = [record for record in IUXray(str(tmp_path)).records() if isinstance(record, Study)]
+    sizes = Counter(study.split for study in found)
+    assert sizes == {"train": 3955 - 590 - 296, "test": 590, "validate": 296}
+    tested = json.loads((tmp_path / "ReXRank_IUXray_test.json").read_bytes())
+    assert {study.study_id for study in found if study.split == "test"} == {
+        name.partition("_")[0] for name in tested
+    }
+    assert {study.study_id for study in found} == set(real)

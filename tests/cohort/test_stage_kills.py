@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cohort.test_stage import shards_in
+from tests.waiting import until
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 
@@ -33,10 +34,7 @@ def begin(store: Path, *settings: str) -> subprocess.Popen[str]:
 
 
 def wait_for_notes(store: Path, number: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(list(store.glob(".work/cohort-*/notes/*.json"))) < number:
-        assert time.monotonic() < deadline, "no shard was finished in time"
-        time.sleep(0.01)
+    until(lambda: len(list(store.glob(".work/cohort-*/notes/*.json"))) >= number, 60)
 
 
 def living(group_id: int) -> list[int]:
@@ -53,10 +51,7 @@ def living(group_id: int) -> list[int]:
 
 
 def wait_until_gone(group_id: int) -> None:
-    deadline = time.monotonic() + 20
-    while left := living(group_id):
-        assert time.monotonic() < deadline, f"still running: {left}"
-        time.sleep(0.05)
+    until(lambda: not living(group_id), 20, lambda: f"still running: {living(group_id)}")
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +114,7 @@ def test_twenty_kills_at_random_moments_over_two_thousand_phantoms_leave_the_sam
 
 
 def wait_for_workers(child: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while len(living(child.pid)) < 3:  # itself, multiprocessing's tracker, the first worker
-        assert time.monotonic() < deadline, "no worker was started in time"
-        time.sleep(0.005)
+    until(lambda: len(living(child.pid)) >= 3, 60)  # itself, multiprocessing's tracker, the first worker
 
 
 @pytest.mark.parametrize("moment", ["its workers start", "its workers work"])

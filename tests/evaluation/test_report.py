@@ -17,6 +17,7 @@ from unirg.errors import UserError
 from unirg.evaluation.evaluate import EvaluateConfig, evaluate
 from unirg.evaluation.report import page, plots
 from unirg.evaluation.report.render import ReportConfig, report
+from unirg.training.alarms import Alarms
 
 HOSTILE = {
     "script": "<script>alert(1)</script>",
@@ -25,6 +26,15 @@ HOSTILE = {
     "formula": "=HYPERLINK(1) $\\frac{",
     "direction": "abc\N{RIGHT-TO-LEFT OVERRIDE}fed\N{ZERO WIDTH SPACE}\x1b[0m",
 }
+
+VALIDATED = [
+    {"step": 2, "validation/loss": 1.5, "validation/radcliq_v1": 1.25}
+    | {"validation/studies": 1024, "validation/missing": 3, "validation/seconds": 7.5},
+    {"step": 4, "alarm/entropy": 0.015, "entropy": 0.01},
+    {"step": 5, "validation/loss": float("nan"), "validation/radcliq_v1": 0.75}
+    | {"validation/studies": 1024, "validation/missing": 0, "validation/seconds": 7.5},
+]
+"""Entries of a trainer's log: two validations with an alarm between them."""
 
 
 class Read(HTMLParser):
@@ -59,7 +69,8 @@ def made(world: World, judge_url: str, hostile: bool = False) -> tuple[Artifact,
     texts = {"findings": f"Clear lungs. {bad}", "indication": f"Cough {bad}"} if hostile else {}
     world.add("odd0", "test", "normal", "effusion", **texts)
     cohort = world.fill(4).cohort()
-    untrained, sft = world.checkpoint("untrained", steps=0), world.checkpoint("sft")
+    untrained = world.checkpoint("untrained", steps=0)
+    sft = world.checkpoint("sft", more=VALIDATED, entropy_floor=0.02)
     names = ("untrained", f"sft {bad}".strip())
     answers = world.answers(0.7)
     wrong = {study_id: f"Findings: {bad or 'Normal.'}" for study_id in answers}
@@ -212,6 +223,50 @@ def test_inputs_that_are_not_those_of_the_evaluation_are_refused(plain: Made) ->
 def test_a_running_mean_keeps_constants_and_length() -> None:
     assert plots.running_mean([2.0] * 57).tolist() == [2.0] * 57
     assert plots.running_mean([1.0]).tolist() == [1.0]
+
+
+def test_validation_scores_stand_against_their_steps(plain: Made) -> None:
+    done, _ = plain
+    numbers = json.loads(done.path("report.json").read_text())
+    found = {c["key"]: (c["system"], c["steps"], c["values"], c["scorers"]) for c in numbers["training"]}
+    assert found["validation/radcliq_v1"][:3] == ("sft", [2, 5], [1.25, 0.75])
+    assert found["validation/radcliq_v1"][3] == numbers["scorers"]
+    assert found["validation/loss"] == ("sft", [2], [1.5], None)
+    assert "validation/seconds" not in found
+    assert numbers["validations"] == [{"system": "sft", "studies": 1024, "missing": 3}]
+    html = done.path("report.html").read_text()
+    assert "by system: RadCliQ-v1, Loss." in html
+    assert "lower is better" in html
+    assert "sft: 1,024 studies each time, 3 scores missing in all." in Read(html).text
+
+
+def test_an_alarm_is_told_with_its_step_its_value_and_its_limit(plain: Made) -> None:
+    done, _ = plain
+    numbers = json.loads(done.path("report.json").read_text())
+    told = {"name": "entropy", "step": 4, "value": 0.015, "limit": 0.02}
+    assert numbers["alarms"] == [{"system": "sft", **told}]
+    text = Read(done.path("report.html").read_text()).text
+    assert "sftCollapse: entropy of the policy, nats per token40.0150.020" in text
+    assert "No alarm was raised" not in text
+
+
+def test_every_alarm_of_training_has_its_words_and_its_limit() -> None:
+    raised = {name for name, value in Alarms() if isinstance(value, str)}  # "warn", beside the limits
+    assert set(page.ALARMS) == raised
+    assert {alarm.limit for alarm in page.ALARMS.values()} == set(Alarms.model_fields) - raised - {"window"}
+
+
+def test_without_alarms_the_page_says_so_and_an_unknown_one_keeps_its_name(world: World) -> None:
+    cohort = world.fill(2).cohort()
+    quiet, odd = world.checkpoint("quiet"), {"step": 1, "alarm/<b>": float("nan")}
+    texts = []
+    for checkpoint in (quiet, world.checkpoint("odd", more=[odd])):
+        given = {"rl": world.predictions("rl", cohort, world.answers(1.0), model=checkpoint)}
+        done = evaluate(EvaluateConfig(resamples=100), cohort, given, {}, str(world.store))
+        made = report(ReportConfig(cases=0), done, cohort, given, {"rl": checkpoint}, str(world.store))
+        texts.append(Read(made.path("report.html").read_text()).text)
+    assert "No alarm was raised while" in texts[0]
+    assert "rl<b>1\N{EM DASH}\N{EM DASH}" in texts[1]
 
 
 def test_a_browser_shows_the_page_without_an_error_or_a_request(hostile: Made, tmp_path: Path) -> None:

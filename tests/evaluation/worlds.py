@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Made(Config):
     """Whatever tells two of them apart."""
     learning_rate: float = 1e-3
     """A number for the recipe."""
+    alarms: dict[str, float] = {}
+    """Limits, as `GRPOConfig` has them."""
 
 
 @dataclass
@@ -102,19 +104,26 @@ class World:
             (draft.out / INDEX).write_text(index.model_dump_json())
             return draft.commit({"studies": len(self.studies)})
 
-    def checkpoint(self, name: str, steps: int = 5) -> Artifact:
-        """A checkpoint artifact with a trainer's log, as transformers writes it."""
-        with artifact.draft(str(self.store), "sft", 1, Made(name=name), {}) as draft:
+    def checkpoint(
+        self, name: str, steps: int = 5, more: Sequence[Mapping[str, Any]] = (), **settings: float
+    ) -> Artifact:
+        """A checkpoint artifact with a trainer's log, as transformers writes it.
+
+        Args:
+            more: entries of the log after the steps' own.
+            settings: limits of alarms.
+        """
+        with artifact.draft(str(self.store), "sft", 1, Made(name=name, alarms=settings), {}) as draft:
             if draft.committed:
                 return draft.committed
             (draft.out / "model").mkdir()
             (draft.out / "model" / "config.json").write_text(json.dumps({"name": name}))
             (draft.out / "logs").mkdir()
-            log: list[dict[str, Any]] = [
+            log: list[Mapping[str, Any]] = [
                 {"step": step, "loss": 3 / step, "rewards/bleu2/mean": step / 9, "learning_rate": 1e-3}
                 for step in range(1, steps + 1)
             ]
-            log.append({"step": steps, "train_runtime": 4.2, "loss": float("nan")})
+            log += [*more, {"step": steps, "train_runtime": 4.2, "loss": float("nan")}]
             (draft.out / "logs" / "train_log.jsonl").write_text("\n".join(map(json.dumps, log)))
             return draft.commit({"steps": steps})
 

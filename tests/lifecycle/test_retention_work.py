@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import S3
-from tests.lifecycle.stores import age, cohort, put_shard, shards
+from tests.lifecycle.stores import age, cohort, made, put_shard, shards
 from tests.lifecycle.test_retention import A, B, C, whole
 from unirg import storage
 from unirg.artifact import gc_lock
 from unirg.cohort.reader import Cohort
 from unirg.cohort.withdrawal import withdraw
 from unirg.lifecycle import retention
+from unirg.lifecycle.lineage import names
 from unirg.lifecycle.retention import gc
 
 
@@ -64,10 +65,10 @@ def test_notes_of_other_machines_count_in_a_bucket(moto_s3: S3) -> None:
 @pytest.mark.parametrize("drop", [False, True])
 def test_what_is_left_of_the_work_on_a_finished_cohort_protects_nothing(tmp_path: Path, drop: bool) -> None:
     store = str(tmp_path)
-    made = cohort(store, A)
-    shard = Cohort.open(made).index.shards[0].sha256
+    done = cohort(store, A)
+    shard = Cohort.open(done).index.shards[0].sha256
     orphan = put_shard(store, C).sha256
-    work = Path(unfinished(store, shard, key := Path(made.uri).name), "notes")
+    work = Path(unfinished(store, shard, key := Path(done.uri).name), "notes")
     unfinished(store, orphan, key, 1)
     if drop:
         withdraw(store, ["phantom/s10"])
@@ -78,13 +79,53 @@ def test_what_is_left_of_the_work_on_a_finished_cohort_protects_nothing(tmp_path
     freed = gc(store, drop_withdrawn=drop)
     assert (freed.shards, freed.waiting, freed.tainted) == (int(drop), 1, 0)
     assert not work.exists()
-    assert whole(made.uri) if not drop else shards(store) == {orphan}
+    assert whole(done.uri) if not drop else shards(store) == {orphan}
+
+
+def training(store: str, key: str = "0123456789abcdef") -> str:
+    """What a training leaves in the store that was killed: here its checkpoints, in a bucket their copies."""
+    folder = f"{store}/.work/sft-{key}/checkpoints/checkpoint-5"
+    storage.put_new(f"{folder}/{'0' * 32}/model.safetensors", b"weights")
+    storage.put_new(f"{folder}/complete", b"{}")
+    return f"{store}/.work/sft-{key}"
+
+
+def test_checkpoints_of_a_training_that_nobody_is_at_go_after_the_grace_period(tmp_path: Path) -> None:
+    store = str(tmp_path)
+    cohort(store, A)
+    work = Path(training(store))
+    assert gc(store).bytes == 0
+    age(store)
+    with work.with_suffix(".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert gc(store).bytes == 0
+    assert (work / "checkpoints" / "checkpoint-5" / "complete").exists()
+    said: list[str] = []
+    assert gc(store, dry_run=True).bytes == 9
+    assert work.exists()
+    assert gc(store, tell=said.append).bytes == 9
+    assert said == [f"{work.name}: 9 bytes of work that nobody is at: the grace period is over"]
+    assert not work.exists()
+
+
+def test_copies_of_checkpoints_that_a_finished_training_left_in_a_bucket_go_at_once(moto_s3: S3) -> None:
+    store = f"s3://{moto_s3.bucket()}/store"
+    source = cohort(store, A)
+    key = made(store, "sft", {"cohort": source}).uri.rpartition("/")[2]
+    training(store, key)
+    training(store)
+    said: list[str] = []
+    assert gc(store, tell=said.append).bytes == 9
+    assert said == [f"sft-{key}: 9 bytes of work that nobody is at: its sft is finished"]
+    assert names(store, ".work") == ["sft-0123456789abcdef"]
+    assert gc(store, grace_s=-60).bytes == 9
+    assert names(store, ".work") == []
 
 
 def test_a_withdrawn_shard_that_unfinished_work_names_stays_and_is_counted(tmp_path: Path) -> None:
     store = str(tmp_path)
-    made = cohort(store, A)
-    unfinished(store, Cohort.open(made).index.shards[0].sha256)
+    dropped = cohort(store, A)
+    unfinished(store, Cohort.open(dropped).index.shards[0].sha256)
     withdraw(store, ["phantom/s10"])
     freed = gc(store, drop_withdrawn=True)
     assert (freed.shards, freed.tainted) == (0, 1)

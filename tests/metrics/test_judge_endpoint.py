@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -55,6 +59,26 @@ def test_elsewhere_the_key_is_a_bearer_token_and_the_path_openais(server: Server
     Judge(server.url, "m", api_key="secret").score([("a", "b")])
     assert server.paths == ["/v1/chat/completions"]
     assert server.headers[0]["authorization"] == "Bearer secret"
+
+
+def test_a_client_is_made_while_another_thread_imports_httpx(tmp_path: Path) -> None:
+    (tmp_path / "httpx.py").write_text(
+        "import time\ntime.sleep(1)\nURL = Timeout = Client = AsyncClient = Response = type('No', (), {})\n"
+    )
+    script = """
+import sys, threading, time
+from unirg.metrics.judge_endpoint import Budget, Endpoint
+import openai
+thread = threading.Thread(target=__import__, args=("httpx",))
+thread.start()
+while "httpx" not in sys.modules:
+    time.sleep(0.01)
+Endpoint("http://127.0.0.1:1/v1", "judge", "key", None, 0, 1.0, Budget()).connect()
+"""
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    subprocess.run(
+        [sys.executable, "-c", script], check=True, timeout=60, env=os.environ | {"PYTHONPATH": path}
+    )
 
 
 def test_what_azure_refuses_names_what_to_check_there(server: Server) -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import until
 from unirg.cohort.corpora.phantom.findings import LEVELS, Finding
 from unirg.cohort.corpora.phantom.reporting import write
 from unirg.cohort.corpora.phantom.timeline import timeline
@@ -223,16 +223,9 @@ def ready_file(tmp_path: Path) -> Path:
 def _start(ready_file: Path, *options: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "unirg.metrics.offline_judge", "--ready-file", str(ready_file), *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    _wait(lambda: ready_file.exists() or process.poll() is not None)
+    until(lambda: ready_file.exists() or process.poll() is not None)
     assert process.poll() is None
     return process
-
-
-def _wait(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 def _request(url: str, body: object = None) -> tuple[int, Any]:
@@ -292,11 +285,11 @@ def test_the_server_dies_with_its_parent(ready_file: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    _wait(ready_file.exists)
+    until(ready_file.exists)
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    _wait(lambda: not _alive(child))
+    until(lambda: not _alive(child))
     assert not ready_file.exists()
 
 

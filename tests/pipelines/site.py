@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -142,3 +143,22 @@ def leaks(data: bytes) -> list[bytes]:
             whole = run[start : start + (len(run) - start) // 4 * 4]
             found += _PATTERN.findall(base64.b64decode(whole).lower())
     return found
+
+
+def searched(data: bytes, folder: Path) -> list[bytes]:
+    """Canaries in a file's bytes and, for Parquet, in its values."""
+    found = leaks(data)
+    if data.startswith(b"PAR1"):
+        copy = folder / "searched.parquet"
+        copy.write_bytes(data)
+        found += leaks(repr(pq.read_table(copy).to_pylist()).encode())
+    return found
+
+
+def leaking(files: dict[str, bytes], folder: Path) -> dict[str, set[bytes]]:
+    found = {name: set(searched(data, folder)) | set(leaks(name.encode())) for name, data in files.items()}
+    return {name: canaries for name, canaries in found.items() if canaries}
+
+
+def below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

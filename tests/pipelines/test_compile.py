@@ -33,6 +33,17 @@ def tasks(spec: dict[str, Any]) -> dict[str, Any]:
     return spec["root"]["dag"]["tasks"]
 
 
+def leaves(spec: dict[str, Any]) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Tasks that run a component, those inside loops too, by name; each with the inputs it can name."""
+    found, dags = {}, [spec["root"], *spec["components"].values()]
+    for dag in (each["dag"] for each in dags if "dag" in each):
+        for name, task in dag["tasks"].items():
+            component = spec["components"][task["componentRef"]["name"]]
+            if "executorLabel" in component:
+                found[name] = task, component["inputDefinitions"]["parameters"]
+    return found
+
+
 def function_of(file: Path) -> ast.FunctionDef:
     (function,) = (node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef))
     return function
@@ -53,26 +64,42 @@ def test_every_parameter_of_a_pipeline_and_of_its_components_is_described(
     compiled: dict[str, Path], name: str
 ) -> None:
     spec = specification(compiled[name])
-    for part in [spec["root"], *spec["components"].values()]:
+    loops = [part for part in spec["components"].values() if "dag" in part]  # KFP's own, of what they pass on
+    for part in [spec["root"], *(part for part in spec["components"].values() if part not in loops)]:
         for parameter, definition in part["inputDefinitions"]["parameters"].items():
             assert definition.get("description"), parameter
 
 
 @pytest.mark.parametrize("name", sorted(compiling.PIPELINES))
 def test_kfp_caches_no_task_as_identity_is_the_artifact_stores(compiled: dict[str, Path], name: str) -> None:
-    found = tasks(specification(compiled[name]))
+    found = leaves(specification(compiled[name]))
     assert found
-    assert not [task for task, given in found.items() if given["cachingOptions"].get("enableCache")]
+    assert not [task for task, (given, _) in found.items() if given["cachingOptions"].get("enableCache")]
 
 
 @pytest.mark.parametrize("name", sorted(compiling.PIPELINES))
 def test_every_task_joins_the_runs_trace_and_writes_to_the_runs_store(
     compiled: dict[str, Path], name: str
 ) -> None:
-    for task, given in tasks(specification(compiled[name])).items():
+    for task, (given, takes) in leaves(specification(compiled[name])).items():
         inputs = given["inputs"]["parameters"]
-        for parameter in ("store", "traceparent"):
-            assert inputs[parameter] == {"componentInputParameter": parameter}, task
+        assert "traceparent" in takes, task
+        for parameter in {"store", "traceparent"} & set(takes):
+            passed = inputs[parameter]["componentInputParameter"].removeprefix("pipelinechannel--")
+            assert passed == parameter, task
+
+
+def test_a_sweep_checks_its_grid_trains_each_point_as_a_task_and_tabulates_them(
+    compiled: dict[str, Path],
+) -> None:
+    spec = specification(compiled["sweep"])
+    found = tasks(spec)
+    (loop,) = (name for name, task in found.items() if "parameterIterator" in task)
+    assert found[loop]["dependentTasks"] == ["sweep-points"]
+    assert found["sweep-table"]["dependentTasks"] == [loop]
+    inside = spec["components"][found[loop]["componentRef"]["name"]]["dag"]["tasks"]
+    item = found[loop]["parameterIterator"]["itemInput"]
+    assert inside["train"]["inputs"]["parameters"]["overrides"] == {"componentInputParameter": item}
 
 
 def test_the_training_pipeline_has_the_papers_steps_in_order(compiled: dict[str, Path]) -> None:
@@ -87,7 +114,7 @@ def test_the_training_pipeline_has_the_papers_steps_in_order(compiled: dict[str,
     assert {name for name in after if name.startswith("score ")} <= after["evaluate"]
     assert "evaluate" in after["report"]
     rewarded = {name for name in after if "weights" in after[name]}
-    assert rewarded == {"train grpo_step1", "train grpo_step2", "evaluate"}
+    assert rewarded == {"train sft", "train grpo_step1", "train grpo_step2", "evaluate"}
 
 
 @pytest.mark.parametrize("name", sorted(compiling.PIPELINES))

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -155,10 +154,3 @@ class Stub:
 def seen(stub: Stub, request: dict[str, Any]) -> int:
     """How often this question has been asked, this time included."""
     return stub.asked.count(question(request))
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.005)

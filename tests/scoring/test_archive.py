@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import toy
-from tests.scoring.stub import DIGEST, Answer, Stub, completion, question, seen, status, wait_for
+from tests.scoring.stub import DIGEST, Answer, Stub, completion, question, seen, status
+from tests.waiting import until
 from unirg import prompts
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
@@ -170,7 +171,7 @@ def test_a_killed_run_goes_on_without_repeating_what_is_finished(
     with stub.running():
         point = random.Random(seed).randrange(1, 20)
         run = start(cohort, store, stub)
-        wait_for(lambda: len(stub.answered) >= point or run.poll() is not None)
+        until(lambda: len(stub.answered) >= point or run.poll() is not None)
         os.kill(run.pid, signal.SIGKILL)
         run.communicate()
         before = len(stub.answered)
@@ -190,7 +191,7 @@ def test_ctrl_c_ends_a_run_that_the_next_one_finishes(
     stub = Stub(delay_s=0.1)
     with stub.running():
         run = start(cohort, store, stub)
-        wait_for(lambda: len(stub.answered) >= 6)
+        until(lambda: len(stub.answered) >= 6)
         run.send_signal(signal.SIGINT)
         _, told = run.communicate(timeout=20)
         assert b"KeyboardInterrupt" in told
@@ -286,7 +287,7 @@ def test_the_real_server_gives_the_same_predictions_after_kill_9_of_its_user(
 
     run = subprocess.Popen([sys.executable, "-c", program, cohort.uri, served.uri, store])
     journals = Path(store, ".work")
-    wait_for(
+    until(
         lambda: any(path.read_bytes().count(b"\n") >= 5 for path in journals.glob("score-*/scratch/*.jsonl")),
         120,
     )

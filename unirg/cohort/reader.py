@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -56,6 +57,7 @@ class Index(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     corpus: str
+    """Its name; of a combined cohort the names of all, joined by `+`, which no name holds."""
     hold_out: tuple[str, ...]
     shards: tuple[Shard, ...]
     dropped: dict[str, int]
@@ -64,6 +66,15 @@ class Index(BaseModel):
     """What reading the corpus met beside studies: identifiers removed, files passed over."""
     duplicates: dict[str, int]
     """Studies outside the training split that another split holds a near-duplicate of, by kind and split."""
+
+    def counts(self) -> dict[str, int]:
+        """The same as the counts of an artifact."""
+        counts = Counter({f"dropped.{reason}": number for reason, number in self.dropped.items()})
+        for shard in self.shards:
+            counts[f"studies.{shard.split}"] += shard.studies
+        counts.update({f"met.{what}": number for what, number in self.account.items()})
+        counts.update({f"duplicates.{kind}": number for kind, number in self.duplicates.items()})
+        return counts
 
 
 class Cohort:
@@ -136,11 +147,11 @@ class Cohort:
     def _footer(self, shard: Shard) -> pq.FileMetaData:
         return pq.read_metadata(self.shard_path(shard), memory_map=True)
 
-    def prior(self, study: Study) -> Study | None:
-        """The patient's previous study with its images, where the cohort has it."""
+    def prior(self, study: Study, images: bool = True) -> Study | None:
+        """The patient's previous study, where the cohort has it; with its images unless told otherwise."""
         if study.prior_study_id is None or study.prior_study_id not in self._rows:
             return None
-        return self.with_images(study.prior_study_id)
+        return self.with_images(study.prior_study_id) if images else self[study.prior_study_id]
 
     def truth(self) -> pa.Table | None:
         """Ground truth by study_id, for corpora that have it (phantoms)."""

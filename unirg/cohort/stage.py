@@ -243,13 +243,8 @@ def _assemble(work: _Work) -> dict[str, int]:
     truth = corpus.truth()
     if truth is not None:
         pq.write_table(truth.filter(pc.is_in(truth["study_id"], pa.array(prints.ids))), out / TRUTH)
-    counts = Counter({f"dropped.{reason}": number for reason, number in index.dropped.items()})
-    for shard in shards:
-        counts[f"studies.{shard.split}"] += shard.studies
-    counts.update({f"met.{what}": number for what, number in index.account.items()})
-    counts.update({f"duplicates.{kind}": number for kind, number in index.duplicates.items()})
     telemetry.count("unirg.studies", sum(shard.studies for shard in shards), stage="cohort")
-    return counts
+    return index.counts()
 
 
 _LOST = pa.schema([("study_id", pa.string()), ("reason", pa.string())])

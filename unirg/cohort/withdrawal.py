@@ -99,14 +99,11 @@ class Withdrawn:
 
     def naming(self, corpus: str, study_id: str, patient_id: str) -> Withdrawn:
         """The entries that cover a study."""
-        studies, patients = [f"{corpus}/{study_id}"], [f"{corpus}/{patient_id}"]
-        if corpus.startswith(REXRANK):
-            whose = corpus.removeprefix(REXRANK)
-            # MIMIC-CXR: p10_p10999901_s50999901; IU X-ray: CXR1_IM-0001, its patient is the original's study.
-            own = {"mimic_cxr": study_id.rpartition("_")[2], "iu_xray": patient_id}.get(whose, study_id)
-            studies.append(f"{whose}/{own}")
-            patients.append(f"{whose}/{patient_id}")
-        return Withdrawn(self.studies.intersection(studies), self.patients.intersection(patients))
+        study, patient = original(corpus, study_id, patient_id)
+        return Withdrawn(
+            self.studies.intersection((f"{corpus}/{study_id}", study)),
+            self.patients.intersection((f"{corpus}/{patient_id}", patient)),
+        )
 
     def of_corpus(self, corpus: str) -> Withdrawn:
         """The part that concerns one corpus: another one's withdrawals need not make its cohorts anew."""
@@ -115,6 +112,15 @@ class Withdrawn:
             frozenset(name for name in self.studies if name.startswith(start)),
             frozenset(name for name in self.patients if name.startswith(start)),
         )
+
+
+def original(corpus: str, study_id: str, patient_id: str) -> tuple[str, str]:
+    """`corpus/study_id` and `corpus/patient_id`; of a study of ReXrank's, those of the one that it took."""
+    if corpus.startswith(REXRANK):
+        corpus = corpus.removeprefix(REXRANK)
+        # MIMIC-CXR: p10_p10999901_s50999901; IU X-ray: CXR1_IM-0001, its patient is the original's study.
+        study_id = {"mimic_cxr": study_id.rpartition("_")[2], "iu_xray": patient_id}.get(corpus, study_id)
+    return f"{corpus}/{study_id}", f"{corpus}/{patient_id}"
 
 
 def withdraw(

@@ -1,11 +1,12 @@
 """`unirg gc`: free what no cohort of a store needs, and, when asked, cohorts with withdrawn studies.
 
 Shards are put before the manifest of the cohort that lists them, so a young shard without a cohort may
-belong to one in the making: it stays for a grace period, as does work in progress with every shard that
-its notes name. A cohort goes manifest first, so a process killed at any moment leaves a whole cohort
-or none that opens; its roll (`lineage`), put before, tells the next run what was left. Shards with a
-withdrawn study go without a grace period, unless unfinished work names them or somebody renews them; those
-that stay are counted.
+belong to one in the making: it stays for a grace period, as does work in progress, be it the notes of a
+cohort with every shard that they name or the checkpoints of a training; who comes back to it later begins
+anew. A cohort goes manifest first, so a process killed at any moment leaves a whole cohort or none that
+opens; its roll (`lineage`), put before, tells the next run what was left. Shards with a withdrawn study go
+without a grace period, unless unfinished work names them or somebody renews them; those that stay are
+counted.
 
 Each shard is looked at again right before it goes. On `file:` no writer comes between (`gc_lock`). On object
 storage who renews a shard, or commits what lists it, between that look and the removal a request later, or in
@@ -39,11 +40,11 @@ from unirg.lifecycle.lineage import Roll, artifacts, names, rolls
 GRACE_S = 24 * 3600.0
 COHORT = "cohort"
 WORK = ".work"
-"""Folder of a store with the notes of unfinished cohorts."""
+"""Folder of a store with the notes of unfinished cohorts and the checkpoints of unfinished trainings."""
 _SHARD = re.compile(r"([0-9a-f]{64})\.parquet")
 _ASIDE = re.compile(r"\.[0-9a-f]{64}\.parquet\.[0-9a-f]{32}")
 """What `storage.put_new` writes before it links: left behind by a killed process."""
-_WORK = re.compile(r"cohort-[0-9a-f]{16}")
+_WORK = re.compile(r"(cohort|sft|grpo)-([0-9a-f]{16})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Tell = Callable[[str], None]
@@ -95,12 +96,9 @@ def gc(
         works = list(_in_progress(store, locks))
         withdrawn = Withdrawn.load(store) if drop_withdrawn else Withdrawn()
         kept, dropped = _parted(store, withdrawn)
-        # What is left of the work on a cohort that is finished protects nothing, however young.
-        done = {f"{COHORT}-{_key(cohort)}" for cohort in [*kept, *(cohort for cohort, _ in dropped)]}
+        # What is left of the work on what is finished protects nothing, however young.
         abandoned = [
-            work
-            for work in works
-            if work.ours and (work.name in done or work.newest <= time.time() - grace_s)
+            work for work in works if work.ours and (work.done or work.newest <= time.time() - grace_s)
         ]
         live = {digest for work in works if work not in abandoned for digest in work.digests}
         live |= {shard.sha256 for cohort in kept for shard in Cohort.open(cohort).index.shards}
@@ -137,7 +135,9 @@ class _Broom:
     freed: Freed = field(default_factory=Freed)
 
     def remove_work(self, work: _Work) -> None:
-        self.tell(f"{work.name}: work that nobody is at: its cohort is finished, or the grace period is over")
+        why = f"its {work.stage} is finished" if work.done else "the grace period is over"
+        self.tell(f"{work.name}: {work.bytes} bytes of work that nobody is at: {why}")
+        self.freed.bytes += work.bytes
         for uri in () if self.dry_run else work.uris:
             _remove(uri)
         if not self.dry_run:
@@ -239,17 +239,21 @@ def _files(store: str, name: str = "") -> Iterator[_File]:
 
 @dataclass(frozen=True)
 class _Work:
-    """A cohort in the making: notes of finished shards in the store, scratch of this machine."""
+    """An artifact in the making: notes or checkpoints in the store, scratch of this machine."""
 
     name: str
+    stage: str
+    done: bool
+    """Its artifact is in the store."""
     ours: bool
     """No process of this machine has it, and none can begin on it before gc is done."""
     newest: float
     """When it was last touched, in seconds since 1970."""
     uris: tuple[str, ...]
     """Every file of it."""
+    bytes: int
     digests: frozenset[str]
-    """All that its notes name."""
+    """All that the notes of a cohort name."""
 
 
 def _in_progress(store: str, locks: ExitStack) -> Iterator[_Work]:
@@ -260,30 +264,32 @@ def _in_progress(store: str, locks: ExitStack) -> Iterator[_Work]:
     """
     here = work_root(store)
     roots = sorted({storage.join(store, WORK), str(here)})
-    found = {name for root in roots for name in names(root) if _WORK.fullmatch(name)}
-    for name in sorted(found):
+    found = {name: match for root in roots for name in names(root) if (match := _WORK.fullmatch(name))}
+    for name, (stage, key) in sorted((name, match.groups()) for name, match in found.items()):
         here.mkdir(parents=True, exist_ok=True)
         ours = locks.enter_context(_lock(here / f"{name}.lock"))
-        newest = 0.0
+        done = MANIFEST in names(store, stage, key)
+        newest, size = 0.0, 0
         named: set[str] = set()
         uris = []
         for root in roots:
-            for uri, modified in _tree(storage.join(root, name)):
+            for uri, modified, length in _tree(storage.join(root, name)):
                 uris.append(uri)
                 newest = max(newest, modified)
-                if uri.endswith(".json"):
+                size += length
+                if stage == COHORT and uri.endswith(".json"):
                     with suppress(FileNotFoundError):  # its owner has just finished
                         named.update(_DIGEST.findall(storage.read_bytes(uri).decode(errors="replace")))
-        yield _Work(name, ours, newest, tuple(uris), frozenset(named))
+        yield _Work(name, stage, done, ours, newest, tuple(uris), size, frozenset(named))
 
 
-def _tree(folder: str) -> Iterator[tuple[str, float]]:
-    """(URI, time of its last change) of every file below a folder."""
+def _tree(folder: str) -> Iterator[tuple[str, float, int]]:
+    """(URI, time of its last change, bytes) of every file below a folder."""
     fs, path = storage.open_fs(folder)
     with storage.explained(folder):
         found: dict[str, dict[str, Any]] = fs.find(path, detail=True)
     for name, info in found.items():
-        yield storage.join(folder, name.removeprefix(path)), _modified(info)
+        yield storage.join(folder, name.removeprefix(path)), _modified(info), int(info["size"])
 
 
 def _modified(info: dict[str, Any]) -> float:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from unirg.errors import UserError
+from unirg.errors import Unavailable, UserError
 
 if TYPE_CHECKING:
     from openai import APIConnectionError, APIStatusError, AsyncOpenAI
@@ -154,6 +154,8 @@ class Endpoint:
 
     def connect(self) -> AsyncOpenAI:
         """A client for the running event loop; to be closed by the caller."""
+        # The library looks into whatever `httpx` is loaded: half of it, where another thread just imports it.
+        import httpx  # noqa: F401
         from openai import AsyncAzureOpenAI, AsyncOpenAI
 
         if self._api_version:
@@ -229,7 +231,7 @@ class Endpoint:
         if isinstance(error, APITimeoutError):
             return Unanswered(f"no answer within {self._timeout:g} s")
         if not isinstance(error, APIStatusError):
-            return UserError(f"{where} cannot be reached: start it, or correct its URL")
+            return Unavailable(f"{where} cannot be reached: start it, or correct its URL")
         if error.status_code in (401, 402, 403, 404):
             check = "its URL, the model's name, the API key and its credit"
             if self._api_version:

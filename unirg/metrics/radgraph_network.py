@@ -187,7 +187,7 @@ class RadGraphNetwork(nn.Module):
         Raises:
             UserError: the configuration lacks a key, or asks for what RadGraph does not have.
         """
-        from transformers import AutoModel
+        from transformers import MODEL_MAPPING
 
         super().__init__()
         self.labels = labels
@@ -199,7 +199,8 @@ class RadGraphNetwork(nn.Module):
         if config["model"]["modules"].get("coref", {}).get("coref_prop", 0):
             raise UserError("model.modules.coref.coref_prop is not 0: RadGraph has no coreference")
 
-        encoder = AutoModel.from_config(encoder_config)
+        # Not `AutoModel.from_config`: beside a training under ZeRO-3 that makes weights without a size.
+        encoder = MODEL_MAPPING[type(encoder_config)](encoder_config)
         feature = int(setting(config, "model.feature_size"))
         size = 2 * encoder.config.hidden_size + feature
         entities, relations = f"{labels.dataset}__ner_labels", f"{labels.dataset}__relation_labels"

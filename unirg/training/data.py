@@ -37,6 +37,12 @@ def training_studies(cohort: Cohort) -> list[Study]:
     return studies
 
 
+def shows_prior(study: Study, share: float, seed: int) -> bool:
+    """Whether the draw of this study, by its id alone, is within the share that is shown with its prior."""
+    draw = hashlib.sha256(f"{seed}\0{study.study_id}".encode()).digest()
+    return int.from_bytes(draw[:8]) / 2**64 < share
+
+
 class Examples:
     """A sequence over staged studies that decodes images when they are asked for.
 
@@ -75,6 +81,12 @@ class Examples:
         rows.set_format("custom", transform=items, new_fingerprint=self.cohort.artifact.digest)
         return rows
 
+    def numbers(self) -> Dataset:
+        """Rows that hold an item's number alone, for a trainer that has the items prepared elsewhere."""
+        from datasets import Dataset
+
+        return Dataset.from_dict({"number": list(range(len(self)))})
+
     def __len__(self) -> int:
         return len(self.studies)
 
@@ -96,11 +108,26 @@ class Examples:
             item["completion"] = [{"role": "assistant", "content": [text]}]
         return item
 
+    def lengths(self, image: int) -> list[int]:
+        """About how many tokens each item has, without reading an image: a token is 4 characters.
+
+        Args:
+            image: tokens of one image.
+        """
+        found = []
+        for study in self.studies:
+            prior = self._prior(study)
+            texts = [study.indication, study.comparison, prompts.report(study)]
+            texts += [prompts.report(prior)] if prior else []
+            characters = sum(len(text) for text in texts if text)
+            found.append((2 if prior else 1) * image + characters // 4)
+        return found
+
     def _prior(self, study: Study) -> Study | None:
-        draw = hashlib.sha256(f"{self.seed}\0{study.study_id}".encode()).digest()
-        if int.from_bytes(draw[:8]) / 2**64 >= self.prior_share:
-            return None  # before its image is read for nothing
-        return self.cohort.prior(study)
+        """The prior study to show, without image data."""
+        if not shows_prior(study, self.prior_share, self.seed):
+            return None
+        return self.cohort.prior(study, images=False)
 
 
 class _Images:

@@ -6,25 +6,33 @@ Step 1: weighted metrics, a higher upper clip (DAPO), no KL term. Step 2: from s
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from typing import Any, Literal
+
 from pydantic import Field, model_validator
 
-from unirg import artifact, prompts, telemetry
+from unirg import prompts, telemetry
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
+from unirg.config import operational
 from unirg.errors import UserError
 from unirg.metrics import catalog
+from unirg.metrics.chexprompt import Judge
 from unirg.metrics.encoder import Compute, Precision
 from unirg.metrics.engine import Engine
 from unirg.metrics.judge_settings import JudgeSettings
 from unirg.metrics.reward import PAPER
+from unirg.training import alarms as watch
 from unirg.training import run
+from unirg.training.alarms import Alarms
 from unirg.training.data import Examples, training_studies
-from unirg.training.rewards import reward_functions
+from unirg.training.rewards import Rewards
+from unirg.training.settings import TrainConfig, accumulation, check_weights
 
-VERSION = 2
+VERSION = 3
 
 
-class GRPOConfig(run.TrainConfig, JudgeSettings):
+class GRPOConfig(TrainConfig, JudgeSettings):
     """The paper's RL: learning rate 5e-6, global batch 256, 16 rollouts per query, 1 epoch per step."""
 
     learning_rate: float = Field(default=5e-6, gt=0)
@@ -52,12 +60,87 @@ class GRPOConfig(run.TrainConfig, JudgeSettings):
     temperature: float = Field(default=1.0, gt=0)
     """Of rollouts; the paper leaves it open, TRL's default."""
 
+    loss: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
+    """How tokens are weighed: all of a batch alike (DAPO), each rollout by its own mean (GRPO), or all over
+    `max_completion_tokens` (Dr. GRPO, arXiv 2503.20783). The paper leaves it open and cites DAPO."""
+    advantage_scale: Literal["group", "batch", "none"] = "group"
+    """Whose standard deviation divides advantages (GRPO: the group's); the paper leaves it open."""
+    updates: int = Field(default=1, ge=1)
+    """Optimiser steps on the rollouts written at once, each on its own `batch_size` of them. With 1, and one
+    pass, the ratio is 1 and nothing is clipped; the paper leaves it open (DAPO: 16)."""
+    passes: int = Field(default=1, ge=1)
+    """Passes over the same rollouts (GRPO's mu, arXiv 2402.03300)."""
+    share: Literal["nothing", "images", "prompt"] = "prompt"
+    """What is computed once per group: images, or the prompt with them; `nothing` is stock TRL. The results
+    differ by rounding."""
+    rollouts: Literal["transformers", "colocate", "server"] = "transformers"
+    """Who writes them: transformers; vLLM on the training GPUs; or vLLM at `vllm_url` (`trl vllm-serve`)."""
+    rollout_batch: int | None = Field(default=None, ge=1)
+    """Rollouts of one process that are written at once; None: all. Those written are scored, the judge's part
+    included, while the next are written."""
+    vllm_url: str = operational("")
+    """Base URL of the vLLM server."""
+    vllm_context: int = operational(4096, ge=256)
+    """Tokens of a prompt with its report that vLLM keeps room for; two images and texts are below 2,000.
+    The model's own limit of 262,144 would take 36 GiB."""
+    vllm_memory: float = operational(0.3, gt=0, lt=1)
+    """Share of a GPU's memory that colocated vLLM takes for its weights and cache."""
+    vllm_tensor_parallel: int = operational(1, ge=1)
+    """GPUs that hold one copy of colocated vLLM's weights."""
+    reward_attempts: int = operational(3, ge=1)
+    """At the verdicts that the judge owes after its client's own retries, 10 s after the first, doubling."""
+    alarms: Alarms = operational(Alarms())
+    """On collapse and on the hacking of a reward."""
+
     @model_validator(mode="after")
     def _whole_groups(self) -> GRPOConfig:
         if self.batch_size % self.group_size:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of group_size {self.group_size}")
+        if self.save_steps % self.rollout_steps:
+            raise ValueError(
+                f"save_steps {self.save_steps} is no multiple of updates x passes = {self.rollout_steps}: a "
+                "checkpoint amid the steps on the same rollouts cannot be resumed from exactly"
+            )
+        if self.export == "best" and self.validate_steps % self.rollout_steps:
+            raise ValueError(
+                f"validate_steps {self.validate_steps} is no multiple of updates x passes = "
+                f"{self.rollout_steps}: between, no checkpoint stands that export = best could take"
+            )
+        if self.rollouts == "server" and not self.vllm_url:
+            raise ValueError("rollouts: server needs vllm_url, the URL of a `trl vllm-serve`")
+        share = self.batch_size * self.updates // self.processes
+        parts = self.rollout_batch if self.rollouts == "server" else None
+        if parts and (parts % self.group_size or share % self.group_size):
+            raise ValueError(
+                f"rollout_batch {parts} or the {share} rollouts of a process are no multiple of group_size "
+                f"{self.group_size}: a vLLM server writes whole groups"
+            )
         catalog.check(self.rewards)
         return self
+
+    @property
+    def rollout_steps(self) -> int:
+        """Optimiser steps from rollouts to the next: a checkpoint may stand at their multiples alone."""
+        return self.updates * self.passes
+
+
+def inputs(
+    config: GRPOConfig, cohort: Artifact, parent: Artifact, weights: Artifact | None
+) -> dict[str, Artifact | str]:
+    """What makes the artifact's identity beside the configuration."""
+    found: dict[str, Artifact | str] = {"cohort": cohort, "parent": parent, "prompts": prompts.VERSION}
+    found["metrics"] = catalog.version(config.rewards)
+    if judge := _judge(config):
+        found["judge"] = judge.identity
+    if config.validate_steps:
+        found["validation"] = catalog.version(config.validation_scores)
+    if weights:
+        found["weights"] = weights
+    return found
+
+
+def _judge(config: GRPOConfig) -> Judge | None:
+    return config.judge() if any(name.startswith("errors") for name in config.rewards) else None
 
 
 @telemetry.verb("train.grpo")
@@ -74,68 +157,113 @@ def grpo(
 
     Raises:
         UserError: no training study, no judge or no weights where they are needed, a reward that is missing
-            or not finite.
+            or not finite, vLLM asked for and absent, an alarm that is set to stop.
     """
-    inputs: dict[str, Artifact | str] = {"cohort": cohort, "parent": parent, "prompts": prompts.VERSION}
-    inputs["metrics"] = catalog.version(config.rewards)
-    judge = config.judge() if any(name.startswith("errors") for name in config.rewards) else None
-    if judge:
-        inputs["judge"] = judge.identity
-    if weights:
-        inputs["weights"] = weights
-    with artifact.draft(store, "grpo", VERSION, config, inputs) as draft:
+    with run.draft(store, "grpo", VERSION, config, inputs(config, cohort, parent, weights)) as draft:
         if draft.committed:
             return draft.committed
-        _check_needs(config, weights)
+        check_rewards(config, weights is not None)
+        _check_vllm(config)
         run.prepare(config)
-        from trl import GRPOConfig as Arguments
-        from trl import GRPOTrainer
+        from unirg.training import validation
+        from unirg.training.rollouts import SharedGRPOTrainer
 
         engine = Engine(
             list(config.rewards),
             weights=weights.uri if weights else "",
-            compute=Compute(config.reward_precision, device="cuda" if run.has_gpu() else "cpu"),
-            judge=judge,
+            compute=Compute(config.reward_precision, device=run.device()),
+            judge=_judge(config),
         )
         opened = Cohort.open(cohort)
         studies = training_studies(opened)
-        queries = config.batch_size // config.group_size
+        queries = config.batch_size * config.updates // config.group_size
         if len(studies) < queries:  # TRL drops an incomplete batch, and would wait for a step for ever
             raise UserError(
-                f"{len(studies)} studies to train on, and batch_size / group_size = {queries} a step: "
-                "lower batch_size"
+                f"{len(studies)} studies to train on, and batch_size x updates / group_size = {queries} for "
+                "each batch of rollouts: lower batch_size"
             )
         # The KL term's reference is loaded from where the model came from: the parent, on resume too.
         model, processor = run.policy_of(parent)
         examples = Examples(opened, studies, processor, config.prior_share, config.seed, completion=False)
-        trainer = GRPOTrainer(
+        trainer = SharedGRPOTrainer(
             model=model,
-            reward_funcs=reward_functions(config.rewards, engine),
-            args=Arguments(
-                **run.arguments(config, draft),
-                gradient_accumulation_steps=run.accumulation(config.batch_size, config.micro_batch),
-                num_generations=config.group_size,
-                epsilon=config.clip_low,
-                epsilon_high=config.clip_high,
-                beta=config.kl,
-                use_bias_correction_kl=False,  # the plain k3 estimate of GRPO (arXiv 2402.03300, eq. 4)
-                reward_weights=list(config.rewards.values()),
-                max_completion_length=config.max_completion_tokens,
-                temperature=config.temperature,
-            ),
+            rewards=Rewards(config.rewards, engine, config.reward_attempts),
+            share=config.share,
+            rollout_batch=config.rollout_batch,
+            args=arguments(config, run.arguments(config, draft), model.config.image_token_id),
             train_dataset=examples.dataset(),
             processing_class=processor,
+            peft_config=run.adapters(config),
+            callbacks=[
+                watch.callback(config.alarms),
+                *validation.callbacks(config, opened, processor, weights),
+            ],
         )
         steps = run.train(trainer, draft, f"grpo (kl {config.kl:g})")
         return draft.commit({"studies": len(studies), "steps": steps})
 
 
-def _check_needs(config: GRPOConfig, weights: Artifact | None) -> None:
-    """Refuse before any work what would fail at the first reward."""
-    if weights is None and (named := catalog.with_weights(config.rewards)):
-        raise UserError(
-            f"the reward `{named[0]}` needs its scorer's weights: name an artifact of stage weights "
-            "(`unirg weights make` prints one)"
-        )
+def arguments(config: GRPOConfig, common: dict[str, Any], image_token: int) -> Any:
+    """TRL's configuration for ours.
+
+    Args:
+        common: what `run.arguments` gives.
+        image_token: the id that stands for a part of an image, which no report may hold.
+    """
+    from trl import GRPOConfig as Arguments
+
+    steps = accumulation(config.batch_size, config.micro_batch)
+    if config.rollouts != "transformers":  # where TRL sees to it itself
+        common = common | {"generation_kwargs": {"logit_bias": {image_token: -100}}}
+    return Arguments(
+        **common,
+        gradient_accumulation_steps=steps,
+        ddp_find_unused_parameters=False,  # each batch has images, and so reaches every weight
+        steps_per_generation=steps * config.updates,
+        num_iterations=config.passes,
+        num_generations=config.group_size,
+        epsilon=config.clip_low,
+        epsilon_high=config.clip_high,
+        beta=config.kl,
+        use_bias_correction_kl=False,  # the plain k3 estimate of GRPO (arXiv 2402.03300, eq. 4)
+        loss_type=config.loss,
+        scale_rewards=config.advantage_scale,
+        reward_weights=list(config.rewards.values()),
+        max_completion_length=config.max_completion_tokens,
+        temperature=config.temperature,
+        # What is sampled must be the policy's whole distribution, as the loss's probabilities are.
+        top_p=1.0,
+        top_k=0,
+        use_vllm=config.rollouts != "transformers",
+        vllm_max_model_length=config.vllm_context,
+        vllm_mode="server" if config.rollouts == "server" else "colocate",
+        vllm_server_base_url=config.vllm_url or None,
+        vllm_gpu_memory_utilization=config.vllm_memory,
+        vllm_tensor_parallel_size=config.vllm_tensor_parallel,
+        # The default sums log-ratios over a report, and masks whole reports whose sum strays (TRL 4772).
+        vllm_importance_sampling_mode="token_truncate",
+    )
+
+
+def check_rewards(config: GRPOConfig, weights: bool) -> None:
+    """Refuse before any work what would fail at the first reward.
+
+    Args:
+        weights: the scorers' are there.
+
+    Raises:
+        UserError: a reward needs them, or a judge, and they are not.
+    """
+    check_weights("the reward", config.rewards, weights)
     if not config.judge_url and any(name.startswith("errors") for name in config.rewards):
         raise UserError("the reward `errors` needs a judge: set judge_url to an OpenAI-compatible endpoint")
+
+
+def _check_vllm(config: GRPOConfig) -> None:
+    if config.rollouts != "transformers":
+        missing = "vLLM is not installed" if find_spec("vllm") is None else "torch sees no GPU"
+        if find_spec("vllm") is None or not run.has_gpu():
+            raise UserError(
+                f"rollouts: {config.rollouts} needs vLLM and a GPU, and {missing}: install vLLM on a machine "
+                "with a GPU, or set rollouts to transformers"
+            )

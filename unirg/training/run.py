@@ -1,75 +1,52 @@
-"""Run a TRL trainer inside a draft: resume from a whole checkpoint, tell progress, keep the result.
+"""Run a TRL trainer inside a draft: alone or with others, from a whole checkpoint, to a model directory.
 
-A checkpoint counts as whole only with its marker, written after everything else: transformers resumes from
-one with a missing optimiser state without a word, and then diverges (STACK: Resume).
+Whatever was trained, with ZeRO or adapters or neither, the model that is kept is read from a checkpoint, by
+one process: an undisturbed run and one that was killed after its last step end in the same bytes.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from unirg import checkpoint, telemetry
-from unirg.artifact import Artifact, Draft
-from unirg.config import Config, operational
+from unirg import artifact, checkpoint
+from unirg.artifact import Artifact, Draft, open_artifact
 from unirg.errors import UserError
+from unirg.training import distributed
+from unirg.training.checkpoints import PREFIX, Checkpoints, Whole
+from unirg.training.settings import TrainConfig
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import Trainer
 
-MARKER = "complete"
 STATE = "trainer_state.json"
 """transformers' name for the step and the history in a checkpoint."""
-KEPT = 2  # checkpoints; the second is there for a crash while the newest is being written
-
-
-class TrainConfig(Config):
-    """What SFT and GRPO have in common."""
-
-    learning_rate: float = Field(gt=0)
-    """Peak learning rate."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Decay after warm-up; the paper leaves it open."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Optimiser steps of linear warm-up; the paper leaves it open."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's; the paper leaves it open."""
-    adam_beta2: float = Field(default=0.999, gt=0, lt=1)
-    """AdamW's second decay; PyTorch's default."""
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients are clipped to this norm (transformers' default)."""
-    epochs: float = Field(default=1.0, gt=0)
-    """Passes over the training studies; `max_steps` ends it earlier."""
-    max_steps: int = Field(default=-1, ge=-1)
-    """Optimiser steps; -1 = as many as `epochs` says."""
-    micro_batch: int = Field(ge=1)
-    """Sequences in one forward pass of one process."""
-    prior_share: float = Field(default=0.0, ge=0, le=1)
-    """Share of the studies with a prior that are shown with its image and report (longitudinal input)."""
-    bf16: bool = False
-    """Train in bfloat16 with fp32 optimiser state."""
-    gradient_checkpointing: bool = False
-    """Trade a second forward pass for activation memory."""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads of a process: part of the identity, as it changes the order of floating-point sums."""
-    seed: int = 0
-    """Of data order, dropout and sampling."""
-    save_steps: int = operational(50, ge=1)
-    """Optimiser steps between checkpoints: what a crash can cost."""
+TRY_AGAIN = os.EX_TEMPFAIL
+"""Exit code after SIGTERM with a checkpoint saved: whoever started the process starts it again."""
 
 
 def prepare(config: TrainConfig) -> None:
-    """Set the process up before torch does any work."""
+    """Set the process up before torch does any work.
+
+    Raises:
+        UserError: ZeRO without torchrun's environment.
+    """
     checkpoint.quiet()
     import torch
     from transformers import set_seed
 
+    if config.zero:
+        if not distributed.started():
+            raise UserError(f"zero = {config.zero} needs torchrun: start it with `unirg train`")
+        if not has_gpu():
+            distributed.without_compiler()
     torch.set_num_threads(config.threads)
     set_seed(config.seed)
 
@@ -81,10 +58,72 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def device() -> str:
+    """Where this process computes: its GPU by number, as each new thread would begin on the first."""
+    import torch
+
+    return f"cuda:{torch.cuda.current_device()}" if has_gpu() else "cpu"
+
+
+class _Following(Draft):
+    """A draft of rank 0, as the other processes see it."""
+
+    def commit(self, counts: Mapping[str, int | float | str] | None = None) -> Artifact:
+        """Wait until rank 0 has committed."""
+        self.committed = open_artifact(distributed.agreed(""))
+        if distributed.leads_machine():  # rank 0 cleans up its own
+            shutil.rmtree(self.work, ignore_errors=True)
+        return self.committed
+
+
+@contextmanager
+def draft(
+    store: str, stage: str, version: int, config: TrainConfig, inputs: Mapping[str, Artifact | str]
+) -> Iterator[Draft]:
+    """`artifact.draft` for all processes of a training: rank 0 alone holds it and commits.
+
+    Raises:
+        StorageError: the store cannot be read or written.
+    """
+    distributed.join()
+    if distributed.rank() == 0:
+        with artifact.draft(store, stage, version, config, inputs) as held:
+            was_there = held.committed is not None
+            distributed.agreed((held.uri, held.key, held.work.name, was_there))
+            yield held
+            if held.committed:
+                if not was_there:
+                    distributed.agreed(held.uri)
+                Checkpoints.of(held, config.kept).remove_copies()
+        return
+    uri, key, name, was_there = distributed.agreed(("", "", "", False))
+    work = artifact.work_root(uri.rsplit("/", 2)[0]) / name
+    committed = open_artifact(uri) if was_there else None
+    followed = _Following(uri, stage, version, key, config, inputs, work, committed)
+    if not was_there:
+        followed.scratch.mkdir(parents=True, exist_ok=True)
+    yield followed
+
+
 def arguments(config: TrainConfig, draft: Draft) -> dict[str, Any]:
-    """The transformers arguments that both trainers share."""
+    """The transformers arguments that both trainers share, with the checkpoint to go on from.
+
+    Raises:
+        UserError: another number of processes than `processes` begins a training. (One may go on with it:
+            where a machine is lost.)
+    """
+    checkpoints = Checkpoints.of(draft, config.kept)
+    found = checkpoints.newest(draft.stage)
+    _check_processes(config, found, draft.stage)
+    universal = bool(config.zero and found and found.processes != distributed.processes())
+    if found and universal:
+        if distributed.leads_machine():
+            distributed.to_universal(checkpoints.path(found))
+        distributed.gathered(None)
     return {
-        "output_dir": str(draft.scratch / "checkpoints"),
+        "output_dir": str(checkpoints.folder),
+        "resume_from_checkpoint": str(checkpoints.path(found)) if found else None,
+        "deepspeed": distributed.deepspeed(config, universal),
         "learning_rate": config.learning_rate,
         "lr_scheduler_type": config.schedule if config.schedule != "constant" else "constant_with_warmup",
         "warmup_steps": config.warmup_steps,
@@ -98,9 +137,7 @@ def arguments(config: TrainConfig, draft: Draft) -> dict[str, Any]:
         "gradient_checkpointing": config.gradient_checkpointing,
         "use_cpu": not has_gpu(),
         "seed": config.seed,
-        "save_strategy": "steps",
-        "save_steps": config.save_steps,
-        "save_total_limit": KEPT,
+        "save_strategy": "no",  # `callbacks.Saver` says when
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "report_to": [],
@@ -112,118 +149,115 @@ def arguments(config: TrainConfig, draft: Draft) -> dict[str, Any]:
     }
 
 
-def accumulation(batch: int, micro_batch: int) -> int:
-    """Micro-batches of one process that make one optimiser step.
+def _check_processes(config: TrainConfig, found: Whole | None, what: str) -> None:
+    now = distributed.processes()
+    if now != config.processes and not found:
+        raise UserError(
+            f"processes = {config.processes}, but {now} began this training: start it with `unirg train` and "
+            f"without resume_processes, or set processes={now}"
+        )
+    if found and found.processes != now and distributed.rank() == 0:
+        _say(
+            f"{what}: {now} go on with what {found.processes} processes began: the same data in the same "
+            "order, other random numbers"
+        )
 
-    Raises:
-        UserError: the micro-batches of all processes do not divide the batch.
-    """
-    together = micro_batch * int(os.environ.get("WORLD_SIZE", "1"))
-    if batch % together:
-        raise UserError(f"batch_size = {batch} is no multiple of micro_batch x processes = {together}")
-    return batch // together
+
+def adapters(config: TrainConfig) -> LoraConfig | None:
+    """The trainers' `peft_config`; none trains every weight."""
+    if config.lora is None:
+        return None
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=list(config.lora.targets),
+        task_type="CAUSAL_LM",
+    )
 
 
 def train(trainer: Trainer, draft: Draft, what: str) -> int:
-    """Train to the end, from the last whole checkpoint if there is one; leave model and log in `draft.out`.
+    """Train to the end, from `arguments`' checkpoint if there is one; leave model and log in `draft.out`.
 
     Returns:
         The optimiser steps of the whole training.
 
     Raises:
         UserError: a loss or gradient that is not finite; the step and the remedy are named.
+        SystemExit: with `TRY_AGAIN`, after SIGTERM and a saved checkpoint.
     """
     from transformers import PrinterCallback, TrainerState
-    from transformers.trainer_utils import align_special_tokens
 
+    from unirg.training.callbacks import Mender, Saver, Watch
+
+    config = draft.config
+    assert isinstance(config, TrainConfig)
+    checkpoints = Checkpoints.of(draft, config.kept)
+    saver = Saver(what, checkpoints, config.save_steps, config.validate_steps)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_watch(what))
-    last = last_whole(Path(trainer.args.output_dir))
+    trainer.add_callback(Watch(what))
+    trainer.add_callback(saver)
+    if config.zero == 3 and trainer.args.deepspeed["checkpoint"]["load_universal"]:
+        trainer.add_callback(Mender(config.weight_decay))
+    last = trainer.args.resume_from_checkpoint
     state = TrainerState.load_from_json(f"{last}/{STATE}") if last else None
-    if last and state and state.global_step >= state.max_steps:
-        # The last run was killed between its last step and the commit; TRL would train a step more.
-        trainer.model.load_state_dict(checkpoint.load_model(last).state_dict())
-        align_special_tokens(trainer.model, trainer.processing_class)  # as training begins by doing
-    else:
-        trainer.train(resume_from_checkpoint=last)
+    # A run that was killed between its last step and the commit has nothing to train; TRL would, a step.
+    if not state or state.global_step < state.max_steps:
+        with saver.heeding_sigterm():
+            trainer.train(resume_from_checkpoint=last)
         state = trainer.state
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    checkpoint.save(model, trainer.processing_class, draft.out / checkpoint.MODEL)
-    log = draft.out / checkpoint.LOG
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
+    if saver.stopped:
+        print(
+            f"{what}: saved at step {state.global_step}; the same command goes on",
+            file=sys.stderr,
+            flush=True,
+        )
+        raise SystemExit(TRY_AGAIN)
+    if distributed.rank() == 0:
+        source = checkpoints.folder / f"{PREFIX}{state.global_step}"
+        if config.export == "best":
+            best = checkpoints.best(what)
+            if best is None:
+                raise UserError(
+                    f"{what}: export = best, and no whole checkpoint has a validation score: look why "
+                    "validation gave none, or set export=last"
+                )
+            source = checkpoints.path(best)
+        _export(trainer, config, source, draft.out / checkpoint.MODEL)
+        log = draft.out / checkpoint.LOG
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
     return int(state.global_step)
 
 
-def last_whole(folder: Path) -> str | None:
-    """The newest checkpoint whose files are all there at their full size; torn ones are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]))
-    while found:
-        newest = found.pop()
-        if _is_whole(newest):
-            return str(newest)
-        shutil.rmtree(newest)
-    return None
+def _export(trainer: Trainer, config: TrainConfig, source: Path, target: Path) -> None:
+    """Write the model directory of one checkpoint, its adapters merged."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    from transformers.trainer_utils import align_special_tokens
 
+    unset_hf_deepspeed_config()  # else ZeRO-3 would wait for the others to load their part
+    if config.lora:
+        from peft import PeftModel
 
-def _is_whole(folder: Path) -> bool:
-    try:
-        sizes = json.loads((folder / MARKER).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
-        return False
-    return bool(sizes) and all(
-        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in sizes.items()
-    )
-
-
-def mark_whole(folder: Path) -> None:
-    """Write the marker: every file of the checkpoint with its size."""
-    sizes = {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != MARKER
-    }
-    aside = folder / f".{MARKER}"
-    aside.write_text(json.dumps(sizes))
-    aside.replace(folder / MARKER)
-
-
-def _watch(what: str) -> Any:
-    from transformers import TrainerCallback
-
-    class Watch(TrainerCallback):
-        """Progress lines, the marker of whole checkpoints, and a stop at the first non-finite number."""
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.told = telemetry.Progress(what, state.max_steps, "steps", state.global_step)
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
-            for name in ("loss", "grad_norm"):
-                value = logs.get(name)
-                if value is not None and not math.isfinite(float(value)):
-                    raise UserError(
-                        f"{what}: {name} is {value} at step {state.global_step}: lower learning_rate or "
-                        "check the data; the last checkpoint is kept"
-                    )
-            self.note = " ".join(
-                f"{short} {float(logs[name]):.3f}"
-                for name, short in (("loss", "loss"), ("reward", "reward"), ("entropy", "entropy"))
-                if name in logs
-            )
-            if "loss" in logs:
-                self.told.advance(state.global_step - self.told.done, self.note)
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            mark_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.told.finish()
-
-    return Watch()
+        base = trainer.accelerator.unwrap_model(trainer.model).get_base_model().name_or_path
+        model = PeftModel.from_pretrained(checkpoint.load_model(base), str(source)).merge_and_unload()
+    else:
+        model = checkpoint.load_model(source)
+    align_special_tokens(model, trainer.processing_class)  # as training begins by doing
+    checkpoint.save(model, trainer.processing_class, target)
 
 
 def policy_of(parent: Artifact) -> tuple[Any, Any]:
     """(model in training mode, processor) of a checkpoint artifact."""
+    if distributed.leads_machine():
+        _ = parent.directory  # one process brings it here
+    distributed.gathered(None)
     directory = parent.directory / checkpoint.MODEL
     model = checkpoint.load_model(directory)
     return model.train(), checkpoint.load_processor(directory)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from pydantic import Field
 
-from unirg import artifact, prompts, telemetry
+from unirg import prompts, telemetry
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
+from unirg.metrics import catalog
 from unirg.training import run
 from unirg.training.data import Examples, training_studies
+from unirg.training.settings import TrainConfig, accumulation
 
-VERSION = 1
+VERSION = 2
 
 
-class SFTConfig(run.TrainConfig):
+class SFTConfig(TrainConfig):
     """The paper's SFT: learning rate 5e-5, batch 256, 3 epochs."""
 
     learning_rate: float = Field(default=5e-5, gt=0)
@@ -24,10 +28,26 @@ class SFTConfig(run.TrainConfig):
     """Studies in one forward pass of one process."""
     epochs: float = Field(default=3.0, gt=0)
     """Passes over the training studies (the paper: 3)."""
+    packed: bool = True
+    """Micro-batches without padding (`packing`); otherwise studies of like length are padded together."""
+
+
+def inputs(
+    config: SFTConfig, cohort: Artifact, parent: Artifact, weights: Artifact | None
+) -> dict[str, Artifact | str]:
+    """What makes the artifact's identity beside the configuration."""
+    found: dict[str, Artifact | str] = {"cohort": cohort, "parent": parent, "prompts": prompts.VERSION}
+    if config.validate_steps:  # it decides which checkpoint is the best
+        found["validation"] = catalog.version(config.validation_scores)
+        if weights:
+            found["weights"] = weights
+    return found
 
 
 @telemetry.verb("train.sft")
-def sft(config: SFTConfig, cohort: Artifact, parent: Artifact, store: str) -> Artifact:
+def sft(
+    config: SFTConfig, cohort: Artifact, parent: Artifact, store: str, weights: Artifact | None = None
+) -> Artifact:
     """Fine-tune `parent` (stage `base`) on the cohort's training split.
 
     Returns:
@@ -36,30 +56,34 @@ def sft(config: SFTConfig, cohort: Artifact, parent: Artifact, store: str) -> Ar
     Raises:
         UserError: no training study, a batch that the micro-batch does not divide, a non-finite loss.
     """
-    inputs: dict[str, Artifact | str] = {"cohort": cohort, "parent": parent, "prompts": prompts.VERSION}
-    with artifact.draft(store, "sft", VERSION, config, inputs) as draft:
+    with run.draft(store, "sft", VERSION, config, inputs(config, cohort, parent, weights)) as draft:
         if draft.committed:
             return draft.committed
         run.prepare(config)
         from trl import SFTConfig as Arguments
-        from trl import SFTTrainer
+
+        from unirg.training import packing, validation
+        from unirg.training.sft_trainer import PackedSFTTrainer
 
         opened = Cohort.open(cohort)
         studies = training_studies(opened)
         model, processor = run.policy_of(parent)
-        # With accumulation or several ranks transformers otherwise averages the means of micro-batches.
-        type(model).accepts_loss_kwargs = True
-        examples = Examples(opened, studies, processor, config.prior_share, config.seed, completion=True)
-        trainer = SFTTrainer(
-            model=model,
+        trainer = PackedSFTTrainer(
+            model=packing.use(model) if config.packed else model,
+            examples=Examples(opened, studies, processor, config.prior_share, config.seed, completion=True),
+            packed=config.packed,
             args=Arguments(
                 **run.arguments(config, draft),
-                gradient_accumulation_steps=run.accumulation(config.batch_size, config.micro_batch),
+                gradient_accumulation_steps=accumulation(config.batch_size, config.micro_batch),
                 max_length=None,  # a cut sequence may lose image tokens
                 completion_only_loss=True,
+                dataset_kwargs={"skip_prepare_dataset": True},
+                ddp_find_unused_parameters=False,  # each batch has images, and so reaches every weight
             ),
-            train_dataset=examples.dataset(),
             processing_class=processor,
+            callbacks=validation.callbacks(config, opened, processor, weights),
+            peft_config=run.adapters(config),
         )
-        steps = run.train(trainer, draft, "sft")
+        with closing(trainer):
+            steps = run.train(trainer, draft, "sft")
         return draft.commit({"studies": len(studies), "steps": steps})

@@ -11,6 +11,9 @@ A view comes from `indiana_projections.csv` (the DICOM headers call 1,368 latera
 the study's sorted image ids where the study has two (right for all 1,624 such images in ReXrank's files); of
 studies with more, R2Gen kept two that cannot be told. An id without projection gets the view that the
 numbers at its end usually mean (`USUAL_VIEW`).
+
+The corpus has no splits of its own. With ReXrank's files of it (R2Gen's split) below the root, their studies
+test and validate and all others train: a policy that trains on it has not seen what ReXrank tests.
 """
 
 from __future__ import annotations
@@ -27,15 +30,16 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from unirg.cohort.corpora import Dropped, source
+from unirg.cohort.corpora import Dropped, jsonstream, source
 from unirg.cohort.corpora.source import SourceFile
 from unirg.cohort.views import view_of
 from unirg.errors import UserError
-from unirg.study import Image, Study, View
+from unirg.study import Image, Split, Study, View
 
 ARCHIVE = "NLMCXR_reports.tgz"
 REPORTS = "indiana_reports.csv"
 PROJECTIONS = "indiana_projections.csv"
+SPLITS: dict[str, Split] = {"ReXRank_IUXray_test.json": "test", "ReXRank_IUXray_valid.json": "validate"}
 MAX_XML_BYTES = 2**20
 """The largest real report has 15 kB."""
 TEXTS = ("comparison", "indication", "findings", "impression")
@@ -49,6 +53,7 @@ USUAL_VIEW: dict[str, View] = {
 }
 """View by the end of an image id: right for 5,922 of the 6,333 ids (93.5%) that end so in Kaggle's file."""
 
+_REXRANK = re.compile("CXR([0-9]{1,6})_.+")
 _XML = re.compile(r"(?:.*/)?([0-9]{1,6})\.xml")
 _KAGGLE = re.compile(r"(?:.*/)?([0-9]{1,6})(_IM-[0-9]+(?:-[0-9]+)*)\.dcm\.png")
 # Only study 1 has the extra `_1` in its image ids.
@@ -97,6 +102,7 @@ class IUXray(source.ImageFiles):
         ids_by_uid: dict[int, set[str]] = defaultdict(set)
         for image_id in projections:
             ids_by_uid[_uid(image_id)].add(image_id)
+        splits = self._splits(files)
         seen: set[int] = set()
         for report in self._reports(files):
             if isinstance(report, Dropped):
@@ -111,6 +117,7 @@ class IUXray(source.ImageFiles):
                     study_id=f"CXR{report.uid}",
                     patient_id=f"CXR{report.uid}",  # the corpus names no patient beyond the study
                     institution="indiana",
+                    split=splits.get(report.uid, "train") if splits else None,
                     images=_images(films[report.uid], image_ids, projections),
                     **report.sections,
                 )
@@ -186,6 +193,19 @@ class IUXray(source.ImageFiles):
                 views[_image_id(name)] = view_of(row["projection"])[0]
         return views
 
+    def _splits(self, files: Sequence[SourceFile]) -> dict[int, Split]:
+        """Split by study, of those that ReXrank's files name."""
+        splits: dict[int, Split] = {}
+        for name, split in SPLITS.items():
+            if file := _first(files, name):
+                label = f"{self.root}: {name}"
+                for key, _ in jsonstream.records(self.root, file.path, label):
+                    study = _REXRANK.fullmatch(key)
+                    if study is None:
+                        raise UserError(f"{label}: a key is no study of IU's; fetch the original file again")
+                    splits[int(study[1])] = split
+        return splits
+
     def _rows(
         self, table: SourceFile, columns: tuple[str, ...]
     ) -> Iterator[tuple[int, dict[str, str] | None]]:
@@ -198,7 +218,7 @@ class IUXray(source.ImageFiles):
 
 def _is_wanted(path: str) -> bool:
     name = path.rpartition("/")[2]
-    return name in (ARCHIVE, REPORTS, PROJECTIONS) or any(
+    return name in (ARCHIVE, REPORTS, PROJECTIONS, *SPLITS) or any(
         pattern.fullmatch(path) for pattern in (_XML, *_LAYOUTS)
     )
 

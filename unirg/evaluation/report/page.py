@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from unirg.evaluation.aggregates import shown_first
+from unirg.evaluation.history import VALIDATION
 from unirg.evaluation.report import plots
 from unirg.evaluation.report.cases import Case
 from unirg.metrics.catalog import CATALOG
@@ -22,7 +23,28 @@ TERMS = {
     "kl": "KL divergence",
 }
 """Names of the terms of a reward, and of what a trainer logs beside them."""
+BEST_BY = "radcliq_v1"
+"""The validation's score that the best checkpoint is known by; it is drawn first."""
+LOWER = "lower is better"
 MINUS = "\N{MINUS SIGN}"
+
+
+class Alarm(NamedTuple):
+    """How an alarm of a training is told."""
+
+    what: str
+    """What its value is."""
+    limit: str
+    """The setting that the value is beyond."""
+
+
+ALARMS = {
+    "entropy": Alarm("Collapse: entropy of the policy, nats per token", "entropy_floor"),
+    "duplicates": Alarm("Sameness: share of rollouts that repeat another of their group", "duplicate_share"),
+    "length": Alarm("Length: of a report, as a multiple of the first steps'", "length_ratio"),
+    "hacking": Alarm("Hacking: rise of one reward, in its spread, while every other fell", "hacking_spread"),
+}
+"""Those of `unirg.training.alarms`, by name."""
 Data = Mapping[str, Any]
 
 
@@ -38,7 +60,13 @@ def render(title: str, data: Data, cases: Sequence[Case]) -> str:
         lstrip_blocks=True,
     )
     view = View(data)
-    environment.filters |= {"fmt": formatted, "signed": signed, "visible": plots.visible, "flat": flat}
+    environment.filters |= {
+        "fmt": formatted,
+        "signed": signed,
+        "visible": plots.visible,
+        "flat": flat,
+        "alarm": alarm,
+    }
     template = environment.get_template("report.html")
     figures = _figures(data, view)
     return template.render(title=title, data=data, cases=cases, view=view, figures=figures).lstrip()
@@ -146,6 +174,10 @@ class View:
                 row["by"][record["metric"]] = record
         return [[rows[split] for split in self.splits if split in rows] for rows in pairs.values()]
 
+    def rewarded(self) -> bool:
+        """Whether any system was trained with rewards, and so watched for alarms."""
+        return any(curve["key"].startswith("rewards/") for curve in self.data["training"])
+
     def software(self) -> dict[str, str]:
         """Versions over all stages; several where stages ran with different ones."""
         found: dict[str, dict[str, None]] = {}
@@ -170,16 +202,51 @@ def _figures(data: Data, view: View) -> dict[str, str]:
     titles = ", ".join(str(data["metrics"][metric]["label"]) for metric in view.headline)
     dots("headline", titles, view.headline)
     dots("errors", "Errors per report in six categories", [f"errors_{category}" for category in CATEGORIES])
-    if data["training"]:
+    logged, scored = _training(data["training"])
+    if logged:
         panels = []
-        for curve in data["training"]:
-            term = curve["key"].removeprefix("rewards/").removesuffix("/mean")
+        for curve in logged:
+            name = term(curve["key"])
             whose = ", ".join(filter(None, (curve["system"], curve["scorers"], judge_label(curve["judge"]))))
-            colour = view.colours[curve["system"]]
-            panels.append((TERMS.get(term, term), whose, curve["steps"], curve["values"], colour))
-        alt = "Training curves: " + "; ".join(f"{title} of {whose}" for title, whose, *_ in panels)
+            panels.append((TERMS.get(name, name), whose, [_line(curve, view)]))
+        alt = "Training curves: " + "; ".join(f"{title} of {whose}" for title, whose, _ in panels)
         figures["training"] = plots.curves("training", alt, panels)
+    if scored:
+        panels = []
+        for name, found in scored.items():
+            better = "higher is better" if name in CATALOG and CATALOG[name].higher_is_better else LOWER
+            whose = ", ".join(filter(None, (found[0]["scorers"], better)))
+            panels.append((TERMS[name], whose, [_line(curve, view) for curve in found]))
+        titles = ", ".join(title for title, *_ in panels)
+        alt = f"Scores on validation studies against training steps, by system: {titles}."
+        figures["validation"] = plots.scored("validation", alt, panels)
     return figures
+
+
+def _training(found: Sequence[Data]) -> tuple[list[Data], dict[str, list[Data]]]:
+    """Curves of the training's own log, and those of the validation by score, RadCliQ-v1 first."""
+    logged: list[Data] = []
+    scored: dict[str, list[Data]] = {}
+    for curve in found:
+        if curve["key"].startswith(VALIDATION):
+            scored.setdefault(term(curve["key"]), []).append(curve)
+        else:
+            logged.append(curve)
+    return logged, {name: scored[name] for name in sorted(scored, key=lambda name: name != BEST_BY)}
+
+
+def term(key: str) -> str:
+    """What a key of a trainer's log is of: `rewards/bleu2/mean` and `validation/bleu2` of `bleu2`."""
+    return key.removeprefix("rewards/").removesuffix("/mean").removeprefix(VALIDATION)
+
+
+def alarm(name: str) -> Alarm:
+    """How it is told; one of another version by its name."""
+    return ALARMS.get(name, Alarm(name, ""))
+
+
+def _line(curve: Data, view: View) -> plots.Line:
+    return curve["system"], curve["steps"], curve["values"], view.colours[curve["system"]]
 
 
 def formatted(value: float | None, metric: str) -> str:

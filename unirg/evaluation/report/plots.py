@@ -7,6 +7,7 @@ zero-shot differ by a filled and an open marker, so that print without colour lo
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9")
+MARKERS = "osD^vP"
 BASELINE = "#5B6570"
 INK, MUTED, LINE = "#1A1F26", "#5B6570", "#DDE2E8"
 _WIDTH = 10.4
@@ -79,7 +81,10 @@ def dots(
             axis.grid(axis="x")
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        _legend(figure, splits)
+        _legend(
+            figure,
+            [("o", label, INK, INK if rank == 0 else "white") for rank, (_, label) in enumerate(splits)],
+        )
         return _svg(figure, name, alt)
 
 
@@ -98,36 +103,69 @@ def _dot(axis: Axes, numbers: Number, y: float, colour: str, hollow: bool, label
     axis.plot([numbers["mean"]], [y], "o", color=colour, mfc=face, markersize=5.5, zorder=3, clip_on=False)
 
 
-def _legend(figure: Figure, splits: Sequence[tuple[str, str]]) -> None:
+def _legend(figure: Figure, entries: Sequence[tuple[str, str, str, str]]) -> None:
+    """Above the panels: (marker, label, colour, colour inside the marker)."""
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], marker="o", color=INK, markerfacecolor=INK if rank == 0 else "white", label=label)
-        for rank, (_, label) in enumerate(splits)
+        Line2D([], [], marker=marker, color=colour, markerfacecolor=face, label=_short(label))
+        for marker, label, colour, face in entries
     ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
+    figure.legend(handles=handles, loc="outside upper right", ncols=min(len(handles), 5), frameon=False)
 
 
-Curve = tuple[str, str, Sequence[float], Sequence[float], str]
-"""(title, subtitle, steps, values, colour)"""
+Line = tuple[str, Sequence[float], Sequence[float], str]
+"""(system, steps, values, colour)"""
+Panel = tuple[str, str, Sequence[Line]]
+"""(title, subtitle, lines)"""
 
 
-def curves(name: str, alt: str, panels: Sequence[Curve]) -> str:
+def curves(name: str, alt: str, panels: Sequence[Panel]) -> str:
     """Training curves, thin as logged and thick as a running mean."""
+
+    def draw(axis: Axes, lines: Sequence[Line]) -> None:
+        for _, steps, values, colour in lines:
+            axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.4)
+            axis.plot(steps, running_mean(values), color=colour, linewidth=1.8)
+
+    return _against_steps(name, alt, panels, draw)
+
+
+def scored(name: str, alt: str, panels: Sequence[Panel]) -> str:
+    """Few values of several systems, each a marker of the system's own; a panel for each score."""
+    systems = {line[0]: line[3] for _, _, lines in panels for line in lines}
+    markers = dict(zip(systems, itertools.cycle(MARKERS), strict=False))
+
+    def draw(axis: Axes, lines: Sequence[Line]) -> None:
+        for system, steps, values, colour in lines:
+            axis.plot(steps, values, markers[system] + "-", color=colour, linewidth=1.4, markersize=4)
+
+    legend = [(markers[system], system, colour, colour) for system, colour in systems.items()]
+    return _against_steps(name, alt, panels, draw, legend)
+
+
+def _against_steps(
+    name: str,
+    alt: str,
+    panels: Sequence[Panel],
+    draw: Callable[[Axes, Sequence[Line]], None],
+    legend: Sequence[tuple[str, str, str, str]] = (),
+) -> str:
     columns = 4
     rows = -(-len(panels) // columns)
     with _style():
-        figure = _figure(rows * 1.85 + 0.1)
+        figure = _figure(rows * 1.85 + 0.1 + 0.3 * bool(legend))
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for axis, (title, subtitle, steps, values, colour) in zip(axes, panels, strict=False):
+        for axis, (title, subtitle, lines) in zip(axes, panels, strict=False):
             _title(axis, title, subtitle, room=any(panel[1] for panel in panels))
-            axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.4)
-            axis.plot(steps, running_mean(values), color=colour, linewidth=1.8)
+            draw(axis, lines)
             axis.grid(axis="y")
             axis.set_xlabel("step")
             axis.locator_params(nbins=5)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
+        if legend:
+            _legend(figure, legend)
         return _svg(figure, name, alt)
 
 

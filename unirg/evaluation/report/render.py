@@ -7,7 +7,6 @@ that forbids both. What reports say is data: escaped, and direction marks made v
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,17 +19,17 @@ from unirg.cohort.reader import Cohort
 from unirg.config import Config
 from unirg.errors import UserError
 from unirg.evaluation import aggregates, candidates
-from unirg.evaluation.history import training_history
+from unirg.evaluation.history import VALIDATION, alarms, points, training_history, validated
 from unirg.evaluation.report import cases, page
 from unirg.metrics import catalog
 from unirg.metrics.catalog import CATALOG
 
-VERSION = 3
+VERSION = 4
 STAGE = "report"
 HTML = "report.html"
 NUMBERS = "report.json"
 CURVES = ("loss", "reward", "kl")
-"""Keys of a trainer's log that are drawn, besides each reward's own."""
+"""Keys of a trainer's log that are drawn, besides each reward's own and the validation's scores."""
 
 
 class ReportConfig(Config):
@@ -74,10 +73,12 @@ def report(
         data = aggregates.read(evaluation)
         opened = Cohort.open(cohort)
         chosen = _cases(config, data, evaluation, opened, predictions)
-        training = _training(data, checkpoints)
+        histories = {name: training_history(made) for name, made in checkpoints.items()}
         provenance = _provenance(inputs)
         numbers = data | {
-            "training": training,
+            "training": _training(data, checkpoints, histories),
+            "validations": _validations(data, histories),
+            "alarms": _alarms(data, checkpoints, histories),
             "cases": [case.numbers() for case in chosen],
             "dropped": opened.index.dropped,
             "provenance": provenance,
@@ -121,24 +122,49 @@ def _cases(
     return cases.build(chosen, rows, cohort, [systems[name] for name in order], config.image_pixels, shown)
 
 
-def _training(data: Mapping[str, Any], checkpoints: Mapping[str, Artifact]) -> list[dict[str, Any]]:
-    """One record a curve, system by system; `judge` and `scorers` name whose numbers a reward rests on."""
+History = list[dict[str, Any]]
+
+
+def _training(
+    data: Mapping[str, Any], checkpoints: Mapping[str, Artifact], histories: Mapping[str, History]
+) -> list[dict[str, Any]]:
+    """One record a curve, system by system; `judge` and `scorers` name whose numbers a score rests on."""
     found = []
-    for name in (system["name"] for system in data["systems"]):
-        history = training_history(checkpoints[name]) if name in checkpoints else []
-        keys = dict.fromkeys(key for row in history for key in row)
+    for name in (system["name"] for system in data["systems"] if system["name"] in histories):
+        keys = dict.fromkeys(key for row in histories[name] for key in row)
         rewards = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
-        for key in (key for key in (*CURVES, *rewards) if key in keys):
-            logged = [(row["step"], row[key]) for row in history if isinstance(row.get(key), int | float)]
-            points = [point for point in logged if math.isfinite(point[1])]
-            steps, values = ([point[i] for point in points] for i in (0, 1))
-            term = key.removeprefix("rewards/").removesuffix("/mean")
+        scores = [f"{VALIDATION}{score}" for score in (*CATALOG, "loss")]
+        for key in (key for key in (*CURVES, *rewards, *scores) if key in keys):
+            steps, values = points(histories[name], key)
+            term = page.term(key)
             whose = {
                 "judge": checkpoints[name].manifest.config.get("judge_model") if term == "errors" else None,
                 "scorers": data["scorers"] if term in CATALOG and catalog.with_weights([term]) else None,
             }
-            if points:
+            if steps:
                 found.append({"system": name, "key": key, **whose, "steps": steps, "values": values})
+    return found
+
+
+def _validations(data: Mapping[str, Any], histories: Mapping[str, History]) -> list[dict[str, Any]]:
+    """System by system, on how many studies it was validated, and how many scores were missing."""
+    return [
+        {"system": system["name"], **found}
+        for system in data["systems"]
+        if (found := validated(histories.get(system["name"], [])))
+    ]
+
+
+def _alarms(
+    data: Mapping[str, Any], checkpoints: Mapping[str, Artifact], histories: Mapping[str, History]
+) -> list[dict[str, Any]]:
+    """System by system, the alarms of its training with the limits that they were set to."""
+    found = []
+    for name in (system["name"] for system in data["systems"] if system["name"] in histories):
+        settings: Mapping[str, Any] = checkpoints[name].manifest.config
+        for raised in alarms(histories[name]):
+            limit = settings.get("alarms", {}).get(page.alarm(raised["name"]).limit)
+            found.append({"system": name, **raised, "limit": limit})
     return found
 
 
