@@ -149,19 +149,38 @@ def serve(
 
 @app.command()
 def score(
-    cohort: Cohort,
-    checkpoint: Annotated[str, typer.Option(help="URI of the checkpoint to serve and score with.")],
     overrides: Overrides = None,
+    archive: Annotated[
+        str, typer.Option("--archive", "--cohort", help="URI of the cohort whose studies are scored.")
+    ] = "",
+    checkpoint: Annotated[str, typer.Option(help="URI of the checkpoint to serve and score with.")] = "",
     recipe: Recipe = None,
-    store: Store = STORE,
+    store: Annotated[
+        str, typer.Option("--store", "--output", help="URI of the store that gets the predictions.")
+    ] = "runs",
+    part: Annotated[
+        str, typer.Option(help="K/N: the K-th (from 0) of N clients that share an archive; the last call has none.")
+    ] = "",
+    status: Annotated[str, typer.Option(help="URI of predictions: how far they are, from another shell.")] = "",
 ) -> None:
-    """Cohort -> predictions: a report for every study, or the reason why there is none."""
-    from unirg.scoring.archive import ScoreConfig, score
+    """Archive -> predictions: a report for every study, or the reason why there is none."""
+    from unirg.scoring import archive as scoring
     from unirg.serving.endpoint import ServeConfig, open_endpoint, serve
 
-    settings = config.load(ScoreConfig, recipe, overrides or ())
-    endpoint = serve(ServeConfig(), artifact.open_artifact(checkpoint), store)
-    _done(score(settings, artifact.open_artifact(cohort, "cohort"), open_endpoint(endpoint), store))
+    if status:
+        for line in scoring.status(status):
+            print(line)
+        return
+    for name, value in (("--archive", archive), ("--checkpoint", checkpoint)):
+        if not value:
+            raise UserError(f"{name} is missing: name its URI")
+    settings = config.load(scoring.ScoreConfig, recipe, overrides or ())
+    cohort = artifact.open_artifact(archive, "cohort")
+    endpoint = open_endpoint(serve(ServeConfig(), artifact.open_artifact(checkpoint), store))
+    if part:
+        print(scoring.score_part(settings, cohort, endpoint, store, _part(part)))
+    else:
+        _done(scoring.score(settings, cohort, endpoint, store))
 
 
 @app.command()

@@ -288,7 +288,8 @@ def test_the_real_server_gives_the_same_predictions_after_kill_9_of_its_user(
         "from unirg.artifact import open_artifact\n"
         "from unirg.scoring.archive import ScoreConfig, score\n"
         "from unirg.serving.endpoint import open_endpoint\n"
-        "settings = ScoreConfig(max_tokens=48, truncated='keep', concurrency=4, with_priors=True)\n"
+        "settings = ScoreConfig(max_tokens=48, truncated='keep', concurrency=4,\n"
+        "    with_priors=True, segment_studies=5)\n"
         "score(settings, open_artifact(sys.argv[1]), open_endpoint(sys.argv[2]), sys.argv[3])\n"
     )
     store = str(tmp_path / "store")
@@ -298,11 +299,7 @@ def test_the_real_server_gives_the_same_predictions_after_kill_9_of_its_user(
     assert whole.manifest.counts["scored"] == 24
 
     run = subprocess.Popen([sys.executable, "-c", program, cohort.uri, served.uri, store])
-    journals = Path(store, ".work")
-    until(
-        lambda: any(path.read_bytes().count(b"\n") >= 5 for path in journals.glob("score-*/scratch/*.jsonl")),
-        120,
-    )
+    until(lambda: list(Path(store).glob(".work/score-*/ledger/000000/*.parquet")), 120)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     resumed = score(settings, cohort, open_endpoint(served), store)
