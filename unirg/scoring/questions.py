@@ -6,11 +6,13 @@ import base64
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
-from unirg import prompts
+from unirg import prompt_recipes, prompts
 from unirg.cohort.reader import Cohort
 from unirg.errors import UserError
+from unirg.prompt_recipes import PromptRecipe
 from unirg.study import Study
 
 
@@ -74,23 +76,38 @@ class Question:
     with_prior: bool
 
 
-def ask(cohort: Cohort, task: Task, with_priors: bool) -> Question:
-    """Read a study's images and put its question together, as training does."""
-    wanted = prompts.sections(task.study) or "both"
-    shown = cohort.with_images(task.shown.study_id)
-    prior = cohort.prior(task.study) if with_priors else None
+def ask(cohort: Cohort, task: Task, with_priors: bool, recipe: PromptRecipe | None = None) -> Question:
+    """Read a study's images and put its question together, as the recipe says; none is training's."""
+    recipe = recipe or unirg()
+    with_priors = recipe.sees_prior and (with_priors if recipe.with_priors is None else recipe.with_priors)
+    prior = cohort.prior(task.study, images="prior" in recipe.shows) if with_priors else None
+    shown = cohort.with_images(task.shown.study_id) if recipe.shows else task.shown
     shown_prior = prior
-    if prior and task.shown is not task.study:
+    if prior and task.shown is not task.study and "prior" in recipe.shows:
         shown_prior = cohort.prior(task.shown) or shown
-    pictures = iter(prompts.images(shown, shown_prior))
-    chat = prompts.messages(task.study, wanted, prior)
+    lateral = next((image.data for image in shown.images if image.view == "lateral" and image.data), None)
+    chat = recipe.messages(task.study, prior, lateral is not None)
+    pictures = {"lateral": lateral}
+    if "current" in recipe.shows:
+        (pictures["current"],) = prompts.images(shown)
+    if shown_prior and "prior" in recipe.shows:
+        (pictures["prior"],) = prompts.images(shown_prior)
+    places = iter(recipe.places(task.study, prior, lateral is not None))
     for message in chat:
         message["content"] = [
-            _image_part(next(pictures)) if part["type"] == "image" else part for part in message["content"]
+            _image_part(pictures[next(places)] or b"", recipe) if part["type"] == "image" else part
+            for part in message["content"]
         ]
-    return Question(chat, wanted, prior is not None)
+    return Question(chat, recipe.wanted(task.study), prior is not None)
 
 
-def _image_part(png: bytes) -> dict[str, Any]:
-    url = "data:image/png;base64," + base64.b64encode(png).decode()
+@cache
+def unirg() -> PromptRecipe:
+    """The recipe that our own policies were taught with."""
+    return prompt_recipes.load()
+
+
+def _image_part(png: bytes, recipe: PromptRecipe) -> dict[str, Any]:
+    form = recipe.pictures.format
+    url = f"data:image/{form};base64," + base64.b64encode(recipe.pictures.made(png)).decode()
     return {"type": "image_url", "image_url": {"url": url}}
