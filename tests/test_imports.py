@@ -22,6 +22,7 @@ FOUNDATION = {
     "config",
     "errors",
     "processes",
+    "prompt_recipes",
     "prompts",
     "storage",
     "study",

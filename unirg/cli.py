@@ -58,11 +58,15 @@ def stage(
     if not part:
         _done(stage(settings, store))
         return
-    numbers = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", part)
-    if numbers is None:
-        raise UserError(f"--part {part}: write it as K/N, such as 0/8")
-    done = stage_part(settings, store, int(numbers[1]), int(numbers[2]))
+    done = stage_part(settings, store, *_part(part))
     print(f"part {part}: {done} shards are written", file=sys.stderr)
+
+
+def _part(text: str) -> tuple[int, int]:
+    numbers = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", text)
+    if numbers is None or int(numbers[1]) >= int(numbers[2]):
+        raise UserError(f"--part {text}: write it as K/N with K from 0 to N - 1, such as 0/8")
+    return int(numbers[1]), int(numbers[2])
 
 
 @app.command()
@@ -151,36 +155,47 @@ def serve(
 def score(
     overrides: Overrides = None,
     archive: Annotated[
-        str, typer.Option("--archive", "--cohort", help="URI of the cohort whose studies are scored.")
+        str, typer.Option("--archive", "--cohort", help="A cohort's URI, or raw studies with --corpus.")
     ] = "",
-    checkpoint: Annotated[str, typer.Option(help="URI of the checkpoint to serve and score with.")] = "",
+    corpus: Annotated[str, typer.Option(help="Corpus of raw studies, such as institution or rexrank.")] = "",
+    checkpoint: Annotated[str, typer.Option(help="URI of a checkpoint, which is served meanwhile.")] = "",
+    endpoint: Annotated[str, typer.Option(help="Or the base URL of an OpenAI-compatible server.")] = "",
+    model: Annotated[str, typer.Option(help="Name of the model at that endpoint.")] = "",
+    model_digest: Annotated[str, typer.Option(help="Its digest, where the server tells none.")] = "",
     recipe: Recipe = None,
     store: Annotated[
-        str, typer.Option("--store", "--output", help="URI of the store that gets the predictions.")
-    ] = "runs",
+        str, typer.Option("--store", "--output", envvar="UNIRG_STORE", help="Where the predictions go.")
+    ] = STORE,
     part: Annotated[
-        str, typer.Option(help="K/N: the K-th (from 0) of N clients that share an archive; the last call has none.")
+        str, typer.Option(help="K/N: the K-th (from 0) of N clients; a last call without it commits.")
     ] = "",
-    status: Annotated[str, typer.Option(help="URI of predictions: how far they are, from another shell.")] = "",
+    status: Annotated[str, typer.Option(help="URI of predictions: how far they are.")] = "",
 ) -> None:
     """Archive -> predictions: a report for every study, or the reason why there is none."""
     from unirg.scoring import archive as scoring
+    from unirg.scoring.inputs import archive_of
+    from unirg.scoring.remote import endpoint_of
     from unirg.serving.endpoint import ServeConfig, open_endpoint, serve
 
     if status:
         for line in scoring.status(status):
             print(line)
         return
-    for name, value in (("--archive", archive), ("--checkpoint", checkpoint)):
-        if not value:
-            raise UserError(f"{name} is missing: name its URI")
+    if not archive:
+        raise UserError("--archive is missing: name a cohort, or raw studies and their --corpus")
+    if bool(checkpoint) == bool(endpoint):
+        raise UserError("name either --checkpoint, which is served meanwhile, or --endpoint")
     settings = config.load(scoring.ScoreConfig, recipe, overrides or ())
-    cohort = artifact.open_artifact(archive, "cohort")
-    endpoint = open_endpoint(serve(ServeConfig(), artifact.open_artifact(checkpoint), store))
+    answering: scoring.Endpoint = (
+        endpoint_of(endpoint, model, model_digest)
+        if endpoint
+        else open_endpoint(serve(ServeConfig(), artifact.open_artifact(checkpoint), store))
+    )
+    cohort = archive_of(archive, corpus, store)
     if part:
-        print(scoring.score_part(settings, cohort, endpoint, store, _part(part)))
+        print(scoring.score_part(settings, cohort, answering, store, _part(part)))
     else:
-        _done(scoring.score(settings, cohort, endpoint, store))
+        _done(scoring.score(settings, cohort, answering, store))
 
 
 @app.command()

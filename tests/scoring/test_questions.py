@@ -14,7 +14,8 @@ from unirg import prompts
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.errors import UserError
-from unirg.scoring.questions import Question, permutation, permuted, questions, ranges
+from unirg.prompt_recipes import load
+from unirg.scoring.questions import Asking, Question, permutation, permuted, questions, ranges
 from unirg.study import Split, Study
 
 
@@ -59,7 +60,7 @@ def asked(opened: Cohort, study_id: str, with_priors: bool = False, shown: str =
     found = (
         question
         for one in ranges(opened, SPLITS, None, 10)
-        for question in questions(opened, one, frozenset(), with_priors, other)
+        for question in questions(opened, one, frozenset(), Asking(load(), with_priors, other))
     )
     return next(question for question in found if question.study.study_id == study_id)
 
@@ -72,17 +73,17 @@ def test_ranges_hold_every_study_of_the_splits_once_in_the_cohorts_order(cohort:
     opened = Cohort.open(cohort)
     made = ranges(opened, SPLITS, None, 1)
     assert [one.number for one in made] == list(range(len(made)))
-    found = [one for part in made for one in ids(questions(opened, part, frozenset(), False))]
+    found = [one for part in made for one in ids(questions(opened, part, frozenset(), Asking(load())))]
     assert sorted(found) == sorted(study.study_id for split in SPLITS for study in opened.studies(split))
     assert sum(part.studies for part in made) == len(found)
     (whole,) = ranges(opened, SPLITS, None, 1000)
-    assert ids(questions(opened, whole, frozenset(), False)) == found
+    assert ids(questions(opened, whole, frozenset(), Asking(load()))) == found
 
 
 def test_a_limit_takes_the_first_studies_of_each_split(cohort: Artifact) -> None:
     opened = Cohort.open(cohort)
     (part,) = ranges(opened, SPLITS, 4, 1000)
-    found = list(questions(opened, part, frozenset(), False))
+    found = list(questions(opened, part, frozenset(), Asking(load())))
     assert Counter(question.study.split for question in found) == {"zero_shot": 4, "test": 4}
     assert [one for one in ids(found) if opened[one].split == "test"] == [f"s{n:05d}" for n in range(4)]
     assert ranges(opened, ("validate",), 4, 1000) == []
@@ -92,7 +93,7 @@ def test_a_limit_takes_the_first_studies_of_each_split(cohort: Artifact) -> None
 def test_what_is_done_is_not_read_again_and_places_stay(cohort: Artifact, done: set[int]) -> None:
     opened = Cohort.open(cohort)
     (part,) = ranges(opened, SPLITS, None, 1000)
-    left = list(questions(opened, part, done, False))
+    left = list(questions(opened, part, done, Asking(load())))
     assert [question.place for question in left] == sorted(set(range(part.studies)) - done)
 
 

@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import pyarrow.parquet as pq
-
 from unirg import prompts
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.errors import UserError
+from unirg.scoring import predictions as predicted
 from unirg.study import Study
 
 Setting = Literal["report", "findings"]
@@ -68,8 +67,8 @@ def attempted(predictions: Mapping[str, Artifact], cohort: Cohort) -> list[Study
                 f"predictions {name} were made on another cohort ({source.digest[:16]}, not "
                 f"{cohort.artifact.digest[:16]}): score this cohort, or name that one"
             )
-        ids = set(_column(artifact, PREDICTIONS, "study_id"))
-        ids |= set(_column(artifact, FAILURES, "study_id"))
+        ids = set(predicted.column(artifact, "study_id"))
+        ids |= set(_failed(artifact))
         if unknown := ids - known.keys():
             raise UserError(
                 f"predictions {name}: {len(unknown)} studies are not in cohort {cohort.artifact.uri}, "
@@ -81,17 +80,9 @@ def attempted(predictions: Mapping[str, Artifact], cohort: Cohort) -> list[Study
     return [study for study_id, study in known.items() if study_id in asked]
 
 
-PREDICTIONS, FAILURES = "predictions/", "failures.parquet"
-"""A folder of files, and a file, of a `score` artifact."""
-
-
-def _column(artifact: Artifact, files: str, column: str) -> list[str]:
-    names = [name for name in sorted(artifact.manifest.files) if name.startswith(files)]
-    return [
-        value
-        for name in names
-        for value in pq.read_table(artifact.path(name), columns=[column])[column].to_pylist()
-    ]
+def _failed(artifact: Artifact) -> dict[str, str]:
+    """study_id -> why it has no prediction."""
+    return {row["study_id"]: row["reason"] for batch in predicted.failures(artifact) for row in batch}
 
 
 def policy(name: str, artifact: Artifact, studies: Sequence[Study]) -> System:
@@ -100,20 +91,14 @@ def policy(name: str, artifact: Artifact, studies: Sequence[Study]) -> System:
     Raises:
         UserError: a study has two predictions, as where the outputs of two runs were put together.
     """
-    ids = _column(artifact, PREDICTIONS, "study_id")
-    written = _column(artifact, PREDICTIONS, "text")
-    finished = _column(artifact, PREDICTIONS, "finish_reason")
+    ids = predicted.column(artifact, "study_id")
+    written = predicted.column(artifact, "text")
+    finished = predicted.column(artifact, "finish_reason")
     if len(set(ids)) < len(ids):
         twice = sum(times > 1 for times in Counter(ids).values())
         raise UserError(f"predictions {name}: {twice} studies have more than one; keep the output of one run")
     sections = {key: prompts.split_sections(words or "") for key, words in zip(ids, written, strict=True)}
-    failed = dict(
-        zip(
-            _column(artifact, FAILURES, "study_id"),
-            _column(artifact, FAILURES, "reason"),
-            strict=True,
-        )
-    )
+    failed = _failed(artifact)
     reasons = {
         study.study_id: f"no prediction: {failed.get(study.study_id, 'it was not asked')}"
         for study in studies

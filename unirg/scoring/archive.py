@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from unirg import artifact, prompts, telemetry
+from unirg import artifact, prompt_recipes, telemetry
 from unirg.artifact import Artifact, Draft
 from unirg.cohort.reader import Cohort
 from unirg.config import Config, operational
@@ -66,6 +66,9 @@ class ScoreConfig(Config):
 
     splits: tuple[Split, ...] = ("test", "zero_shot")
     """Splits of the cohort to score; one that the cohort lacks is passed over."""
+    prompt: str = operational("unirg")
+    """How the model is asked and its answer read: a shipped prompt recipe (`comparators/`) or a YAML file;
+    its digest is part of the identity."""
     with_priors: bool = False
     """Show the previous study's image and report where the patient has one."""
     max_tokens: int = Field(default=512, ge=1)
@@ -130,7 +133,7 @@ def score(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store: str)
         UserError: the cohort has none of the splits, the endpoint is gone, or no study could be scored.
         StorageError: the store cannot be read or written.
     """
-    inputs = _inputs(cohort, endpoint)
+    inputs = _inputs(config, cohort, endpoint)
     with artifact.draft(store, "score", VERSION, config, inputs) as draft:
         if draft.committed:
             return draft.committed
@@ -152,7 +155,7 @@ def score_part(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store:
         UserError, StorageError: as `score`.
     """
     uri = artifact.place(
-        store, "score", artifact.action_key("score", VERSION, config, _inputs(cohort, endpoint))
+        store, "score", artifact.action_key("score", VERSION, config, _inputs(config, cohort, endpoint))
     )
     if artifact.find(uri) is None:
         opened, wanted = _opened(config, cohort)
@@ -162,8 +165,9 @@ def score_part(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store:
     return uri
 
 
-def _inputs(cohort: Artifact, endpoint: Endpoint) -> dict[str, Artifact | str]:
-    return {"cohort": cohort, "model": endpoint.model_digest, "prompts": prompts.VERSION}
+def _inputs(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint) -> dict[str, Artifact | str]:
+    recipe = prompt_recipes.load(config.prompt)
+    return {"cohort": cohort, "model": endpoint.model_digest, "prompts": recipe.digest}
 
 
 def _opened(config: ScoreConfig, cohort: Artifact) -> tuple[Cohort, list[Range]]:

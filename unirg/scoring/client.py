@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any
 
 import httpx
 
@@ -199,9 +198,3 @@ def _code(answer: httpx.Response) -> str:
     except (ValueError, LookupError, TypeError):
         return ""
     return f" {code}" if isinstance(code, str) and _CODE.fullmatch(code) else ""
-
-
-def parameters(max_tokens: int, temperature: float, seed: int) -> dict[str, Any]:
-    """The protocol's, of sampling where the temperature is above 0."""
-    asked: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
-    return asked | ({"seed": seed} if temperature > 0 else {})

@@ -16,6 +16,7 @@ from typing import Any
 from unirg import prompts
 from unirg.cohort.reader import Cohort, Shard
 from unirg.errors import UserError
+from unirg.prompt_recipes import PromptRecipe
 from unirg.study import Split, Study
 
 
@@ -73,40 +74,57 @@ Shown = Callable[[Study], Study]
 """A study -> the one whose images are shown for it, with its images."""
 
 
-def questions(
-    cohort: Cohort, asked: Range, done: Container[int], with_priors: bool, shown: Shown | None = None
-) -> Iterator[Question]:
+@dataclass(frozen=True)
+class Asking:
+    """How studies are asked about."""
+
+    recipe: PromptRecipe
+    with_priors: bool = False
+    """Where the recipe leaves it open."""
+    shown: Shown | None = None
+
+
+def questions(cohort: Cohort, asked: Range, done: Container[int], how: Asking) -> Iterator[Question]:
     """The questions of a range in order, but for those whose places are `done`."""
     place = 0
     for shard, count in asked.parts:
         wanted = [place + row not in done for row in range(count)]
         if any(wanted):
             for row, study in cohort.rows(shard, wanted):
-                yield _question(cohort, place + row, study, with_priors, shown)
+                yield _question(cohort, place + row, study, how)
         place += count
 
 
-def _question(cohort: Cohort, place: int, study: Study, with_priors: bool, shown: Shown | None) -> Question:
-    """Put together as training does."""
-    wanted = prompts.sections(study) or "both"
-    prior = cohort.earlier(study) if with_priors else None
-    picture, prior_picture = study, prior
-    if shown:
-        picture = shown(study)
+def _question(cohort: Cohort, place: int, study: Study, how: Asking) -> Question:
+    """Put together as the recipe says; the one of our own policies does as training does."""
+    recipe = how.recipe
+    with_prior = recipe.sees_prior and (how.with_priors if recipe.with_priors is None else recipe.with_priors)
+    prior = cohort.earlier(study) if with_prior else None
+    shown, shown_prior = study, prior
+    if how.shown:
+        shown = how.shown(study)
         if prior:
-            prior_picture = cohort.earlier(picture) or picture
-    pictures = iter(prompts.images(picture, prior_picture))
-    chat = prompts.messages(study, wanted, prior)
+            shown_prior = cohort.earlier(shown) or shown
+    lateral = next((image.data for image in shown.images if image.view == "lateral" and image.data), None)
+    pictures = {"lateral": lateral}
+    if "current" in recipe.shows:
+        (pictures["current"],) = prompts.images(shown)
+    if shown_prior and "prior" in recipe.shows:
+        (pictures["prior"],) = prompts.images(shown_prior)
+    chat = recipe.messages(study, prior, lateral is not None)
+    places = iter(recipe.places(study, prior, lateral is not None))
     for message in chat:
         message["content"] = [
-            _image_part(next(pictures)) if part["type"] == "image" else part for part in message["content"]
+            _image_part(pictures[next(places)] or b"", recipe) if part["type"] == "image" else part
+            for part in message["content"]
         ]
     bare = study.model_copy(update={"images": ()})
-    return Question(place, bare, chat, wanted, prior is not None)
+    return Question(place, bare, chat, recipe.wanted(study), prior is not None)
 
 
-def _image_part(png: bytes) -> dict[str, Any]:
-    url = "data:image/png;base64," + base64.b64encode(png).decode()
+def _image_part(png: bytes, recipe: PromptRecipe) -> dict[str, Any]:
+    form = recipe.pictures.format
+    url = f"data:image/{form};base64," + base64.b64encode(recipe.pictures.made(png)).decode()
     return {"type": "image_url", "image_url": {"url": url}}
 
 

@@ -12,19 +12,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from unirg import telemetry
+from unirg import prompt_recipes, telemetry
 from unirg.cohort.reader import Cohort
 from unirg.errors import UserError
 from unirg.scoring import questions
-from unirg.scoring.client import ChatClient, parameters
+from unirg.scoring.client import EMPTY, ChatClient
 from unirg.scoring.engine import Asker, History, StudyFailed
 from unirg.scoring.ledger import Kind, Ledger, Row
 from unirg.scoring.ledger import Range as RangeLedger
-from unirg.scoring.questions import Question, Range
+from unirg.scoring.questions import Asking, Question, Range
 from unirg.storage import StorageError, sha256
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class Run:
     ) -> None:
         self._config, self._cohort, self._endpoint = config, cohort, endpoint
         self._ledger, self._told = ledger, told
+        self._asking = Asking(prompt_recipes.load(config.prompt), config.with_priors)
         self._reader = ThreadPoolExecutor(1, "read")  # open Parquet files are not shared by threads
         self._writer = ThreadPoolExecutor(1, "put")
         self._open: list[_Open] = []
@@ -139,9 +140,9 @@ class Run:
 
     def _items(self, ranges: list[Range]) -> Iterator[_Item]:
         """In the reading thread: the questions of one range after the other."""
-        shown = None
         if self._config.permute_images is not None:
             shown = questions.permutation(self._cohort, self._config.splits, self._config.permute_images)
+            self._asking = replace(self._asking, shown=shown)
         for asked in ranges:
             known = self._ledger.range(asked.number)
             one = _Open(asked, known, asked.studies - len(known.final))
@@ -150,10 +151,8 @@ class Run:
                 self._ledger.mark_complete(asked.number)
                 continue
             self._open.append(one)
-            found = questions.questions(
-                self._cohort, asked, frozenset(known.final), self._config.with_priors, shown
-            )
-            for question in found:
+            done = frozenset(known.final)
+            for question in questions.questions(self._cohort, asked, done, self._asking):
                 body = questions.body(question, self._parameters(question))
                 history = History(known.tried.get(question.place, 0), known.deaths.get(question.place, 0))
                 yield _Item(one, question, body, sha256(body), history)
@@ -161,7 +160,9 @@ class Run:
     def _parameters(self, question: Question) -> dict[str, object]:
         name = f"{self._config.seed}/{question.study.corpus}/{question.study.study_id}"
         seed = int(sha256(name.encode())[:8], 16)
-        return parameters(self._config.max_tokens, self._config.temperature, seed)
+        return self._asking.recipe.sampling.parameters(
+            self._config.max_tokens, self._config.temperature, seed
+        )
 
     async def _taken(self, items: Iterator[_Item]) -> list[_Item]:
         def take() -> list[_Item]:
@@ -206,7 +207,10 @@ class Run:
         if found.finish_reason == "length" and self._config.truncated == "fail":
             why = {"reason": f"truncated at {self._config.max_tokens} tokens", "finish_reason": "length"}
             return _row("failed", item) | why | {"attempts": item.history.attempts + 1}
-        return _row("scored", item) | asdict(found)
+        text = self._asking.recipe.answer.read(found.text)
+        if not text.strip():
+            return _row("failed", item) | {"reason": EMPTY, "attempts": item.history.attempts + 1}
+        return _row("scored", item) | asdict(found) | {"text": text}
 
     def _tell(self, row: Row) -> None:
         self._counts[row["kind"]] += 1
