@@ -12,8 +12,8 @@ from unirg.cohort.shards import ROW_GROUP
 from unirg.config import Config
 from unirg.study import Image, Study, to_table
 
-SHARD = 128
-"""Studies of a shard, as staging has them."""
+SHARD = 32
+"""Studies of a shard: few, as a range ends with one."""
 
 
 class _Made(Config):
