@@ -1,4 +1,4 @@
-"""The sides of `scoring.py`: our client as a process that is measured, and plain code that does the same work."""
+"""The sides of `scoring.py`: our client as a process that is measured, and plain code for the same work."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ def client(archive: Artifact, url: str, store: Path, *settings: str) -> Used:
     began = time.monotonic()
     with open(store.with_suffix(".log"), "wb+") as log:
         child = subprocess.Popen(
-            command, stdout=log, stderr=log, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            command,
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         )
         _, code, used = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(code)

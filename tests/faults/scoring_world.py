@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from unirg.artifact import Artifact
 
 STUDIES = 150
 """In three ranges, the last of 22: ten segments at least."""
+SOAK_SEEDS = int(os.environ.get("UNIRG_SOAK_SEEDS", "10"))
+FEW = [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, SOAK_SEEDS))]
+"""Seeds of a fault: one in `make test`, the others in `make soak`."""
 QUICK = Behaviour(latency_s=0.01)
 
 
@@ -38,12 +42,3 @@ def make(folder: Path, studies: int = STUDIES) -> World:
     texts = {row["study_id"]: row["text"] for row in clients.predictions(made)}
     assert len(set(texts.values())) == studies
     return World(archive.uri, made, {study: question_of(text) for study, text in texts.items()})
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """150 drawn studies."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("world")
-        patch.setenv("UNIRG_CACHE", str(folder / "cache"))
-        return make(folder)

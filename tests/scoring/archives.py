@@ -1,4 +1,4 @@
-"""Archives of any size in no time: a few drawn radiographs under many study ids, asked about in other words."""
+"""Archives of any size in no time: a few drawn radiographs under many study ids."""
 
 from __future__ import annotations
 
@@ -38,8 +38,10 @@ def study(number: int, data: bytes) -> Study:
 
 
 def make(store: str, studies: int, size: int = 64, pictures: int = 16, shard: int = SHARD) -> Artifact:
-    """A cohort of `studies`, all in the split `test`, that share `pictures` images of `size` pixels a side."""
-    with artifact.draft(store, "cohort", 1, _Made(studies=studies, size=size, pictures=pictures), {}) as draft:
+    """A cohort of `studies`, all in the split `test`, that share `pictures` images of `size` pixels."""
+    with artifact.draft(
+        store, "cohort", 1, _Made(studies=studies, size=size, pictures=pictures), {}
+    ) as draft:
         if draft.committed:
             return draft.committed
         drawn = [toy.picture(number, size) for number in range(min(pictures, studies))]
@@ -54,6 +56,8 @@ def make(store: str, studies: int, size: int = 64, pictures: int = 16, shard: in
             one = Shard(sha256=storage.sha256(data), bytes=len(data), split="test", studies=len(numbers))
             storage.put_new(storage.join(store, one.name), data)
             shards.append(one)
-        index = Index(corpus="drawn", hold_out=(), shards=tuple(shards), dropped={}, account={}, duplicates={})
+        index = Index(
+            corpus="drawn", hold_out=(), shards=tuple(shards), dropped={}, account={}, duplicates={}
+        )
         (draft.out / INDEX).write_text(index.model_dump_json())
         return draft.commit()

@@ -27,7 +27,13 @@ from unirg.processes import die_with_parent
 
 PRELOAD = ["unirg.cli", "unirg.scoring.archive", "unirg.scoring.engine", "httpx", "s3fs", "pyarrow.parquet"]
 SEGMENT, RANGE = 16, 64
-SMALL = (f"segment_studies={SEGMENT}", f"range_studies={RANGE}", "concurrency=8", "patience_s=20", "timeout_s=5")
+SMALL = (
+    f"segment_studies={SEGMENT}",
+    f"range_studies={RANGE}",
+    "concurrency=8",
+    "patience_s=20",
+    "timeout_s=5",
+)
 """Settings under which a small archive has many ranges and segments."""
 FINAL = ("scored", "failed")
 
@@ -50,7 +56,17 @@ class Client:
             before: called in the process before the command.
             environment: variables set over this process's own, before the command.
         """
-        command = ["score", "--archive", archive, "--endpoint", endpoint, "--model", "stub", "--output", store]
+        command = [
+            "score",
+            "--archive",
+            archive,
+            "--endpoint",
+            endpoint,
+            "--model",
+            "stub",
+            "--output",
+            store,
+        ]
         command += [f"--part={part}"] if part else []
         command += [*SMALL, *settings]
         context = multiprocessing.get_context("forkserver")
@@ -143,7 +159,9 @@ def files(store: str, below: str, name: str) -> dict[str, str]:
     fs, path = storage.open_fs(root)
     found = fs.find(path) if fs.isdir(path) else []
     scheme = "" if storage.is_local(store) else "s3://"
-    return {str(one).removeprefix(path).strip("/"): f"{scheme}{one}" for one in found if str(one).endswith(name)}
+    return {
+        str(one).removeprefix(path).strip("/"): f"{scheme}{one}" for one in found if str(one).endswith(name)
+    }
 
 
 def ledger(store: str) -> dict[str, list[list[dict[str, Any]]]]:
@@ -171,7 +189,9 @@ def assert_no_duplicate_and_nothing_partial(store: str) -> int:
     for folder, segments in ledger(store).items():
         times = Counter(row["place"] for rows in segments for row in rows if row["kind"] in FINAL)
         assert not [place for place, number in times.items() if number > 1], f"{folder}: two final rows"
-        names = {(row["corpus"], row["study_id"]) for rows in segments for row in rows if row["kind"] in FINAL}
+        names = {
+            (row["corpus"], row["study_id"]) for rows in segments for row in rows if row["kind"] in FINAL
+        }
         assert len(names) == len(times), f"{folder}: a study stands under two places"
         final += len(times)
     for made in committed(store):

@@ -1,4 +1,4 @@
-"""Object storage on a bad day: a proxy before an S3 server that refuses, stalls, breaks off and forgets to answer.
+"""Object storage on a bad day: a proxy before an S3 server: it refuses, stalls, breaks off, is silent.
 
 What happens to a request is a function of the seed, its method and name, and how often it was made before.
 """
@@ -98,7 +98,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in DROPPED]
-        self._reply(answer.status, kept, content, short=trouble == "short", length=answer.headers["Content-Length"])
+        self._reply(
+            answer.status, kept, content, short=trouble == "short", length=answer.headers["Content-Length"]
+        )
 
     do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = pass_on
 

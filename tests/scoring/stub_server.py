@@ -1,12 +1,12 @@
 """A stub endpoint in a process of its own, which fails on purpose and on schedule: `served(Behaviour(...))`.
 
 It speaks OpenAI chat completions on asyncio alone, so fast that it can be a benchmark's other side: a body is
-digested as it comes in, never kept and never parsed. Its text is a function of the request's bytes alone, as a
-greedy model's is of the request. Which attempt of which question fails, and how, is a function of the seed, so it
-does not depend on the order in which questions arrive.
+digested as it comes in, never kept and never parsed. Its text is a function of the request's bytes alone, as
+a greedy model's is of the request. Which attempt of which question fails, and how, is a function of the seed,
+so it does not depend on the order in which questions arrive.
 
-Every question that arrives (`<`) or is answered as it should be (`>`) gets a line in the log, written at once. From
-it the server knows what it has seen when its supervisor starts it again after a death, and so does a test.
+Every question that arrives (`<`) or is answered as it should be (`>`) gets a line in the log at once. From it
+the server knows what it has seen when its supervisor starts it again, and so does a test.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Behaviour:
 
     latency_s: float = 0.0
     jitter_s: float = 0.0
-    """Added to the latency, up to this, drawn for each question and attempt: answers come in another order."""
+    """Added to the latency, up to this, drawn for each attempt: answers come in another order."""
     capacity: int = 0
     """Requests at a time; more get 429. 0 = any number."""
     retry_after_s: float = 0.02
@@ -89,7 +89,9 @@ class Behaviour:
     def wait_s(self, question: str, attempt: int) -> float:
         if not self.jitter_s:
             return self.latency_s
-        return self.latency_s + self.jitter_s * random.Random(f"{self.seed}/{question}/{attempt}/wait").random()
+        return (
+            self.latency_s + self.jitter_s * random.Random(f"{self.seed}/{question}/{attempt}/wait").random()
+        )
 
 
 def text_of(question: str) -> str:
@@ -236,7 +238,12 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     def _answer(
-        self, status: int, body: bytes, extra: Sequence[str] = (), kind: str = JSON, declared: int | None = None
+        self,
+        status: int,
+        body: bytes,
+        extra: Sequence[str] = (),
+        kind: str = JSON,
+        declared: int | None = None,
     ) -> None:
         if self.transport.is_closing():
             return
@@ -250,7 +257,9 @@ class Connection(asyncio.Protocol):
 async def serve(stub: Stub, port: int, ready: Path | None) -> None:
     """Answer on this port until the process ends."""
     loop = asyncio.get_running_loop()
-    made = await loop.create_server(lambda: Connection(stub), "127.0.0.1", port, backlog=512, reuse_address=True)
+    made = await loop.create_server(
+        lambda: Connection(stub), "127.0.0.1", port, backlog=512, reuse_address=True
+    )
     if ready:
         aside = ready.with_suffix(".new")
         aside.write_text(f"http://127.0.0.1:{port}/v1")
@@ -260,7 +269,7 @@ async def serve(stub: Stub, port: int, ready: Path | None) -> None:
 
 def supervise(behaviour: Behaviour, log: Path | None, ready: Path, restart_s: float) -> None:
     """Run the server on one port, and start it again there whenever it dies."""
-    # Bound and not listening: nobody else gets the port, and while the server is dead connections are refused.
+    # Bound and not listening: nobody else gets the port, and a dead server's connections are refused.
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind(("127.0.0.1", 0))
