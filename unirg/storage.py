@@ -237,6 +237,27 @@ def _put_new_local(target: Path, data: bytes) -> bool:
     return True
 
 
+def names(uri: str) -> list[str]:
+    """Names of the objects below a URI, relative to it, sorted; none where there is nothing.
+
+    What a writer on `file:` has not finished is hidden, and not among them.
+    """
+    with explained(uri):
+        fs, path = open_fs(uri)
+        if not fs.isdir(path):
+            return []
+        found = [str(one).removeprefix(path).lstrip("/") for one in fs.find(path)]
+    return sorted(name for name in found if not name.rpartition("/")[2].startswith("."))
+
+
+def remove(uri: str) -> None:
+    """Everything below a URI, if there is anything."""
+    with explained(uri):
+        fs, path = open_fs(uri)
+        if fs.isdir(path):
+            fs.rm(path, recursive=True)
+
+
 def upload(source: Path, uri: str) -> None:
     """Copy a local file to an object (multipart where large), replacing what is there."""
     with explained(uri):

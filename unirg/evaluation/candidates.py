@@ -68,8 +68,8 @@ def attempted(predictions: Mapping[str, Artifact], cohort: Cohort) -> list[Study
                 f"predictions {name} were made on another cohort ({source.digest[:16]}, not "
                 f"{cohort.artifact.digest[:16]}): score this cohort, or name that one"
             )
-        ids = set(_column(artifact, "predictions.parquet", "study_id"))
-        ids |= set(_column(artifact, "failures.parquet", "study_id"))
+        ids = set(_column(artifact, PREDICTIONS, "study_id"))
+        ids |= set(_column(artifact, FAILURES, "study_id"))
         if unknown := ids - known.keys():
             raise UserError(
                 f"predictions {name}: {len(unknown)} studies are not in cohort {cohort.artifact.uri}, "
@@ -81,8 +81,17 @@ def attempted(predictions: Mapping[str, Artifact], cohort: Cohort) -> list[Study
     return [study for study_id, study in known.items() if study_id in asked]
 
 
-def _column(artifact: Artifact, file: str, column: str) -> list[str]:
-    return pq.read_table(artifact.path(file), columns=[column])[column].to_pylist()
+PREDICTIONS, FAILURES = "predictions/", "failures.parquet"
+"""A folder of files, and a file, of a `score` artifact."""
+
+
+def _column(artifact: Artifact, files: str, column: str) -> list[str]:
+    names = [name for name in sorted(artifact.manifest.files) if name.startswith(files)]
+    return [
+        value
+        for name in names
+        for value in pq.read_table(artifact.path(name), columns=[column])[column].to_pylist()
+    ]
 
 
 def policy(name: str, artifact: Artifact, studies: Sequence[Study]) -> System:
@@ -91,17 +100,17 @@ def policy(name: str, artifact: Artifact, studies: Sequence[Study]) -> System:
     Raises:
         UserError: a study has two predictions, as where the outputs of two runs were put together.
     """
-    ids = _column(artifact, "predictions.parquet", "study_id")
-    written = _column(artifact, "predictions.parquet", "text")
-    finished = _column(artifact, "predictions.parquet", "finish_reason")
+    ids = _column(artifact, PREDICTIONS, "study_id")
+    written = _column(artifact, PREDICTIONS, "text")
+    finished = _column(artifact, PREDICTIONS, "finish_reason")
     if len(set(ids)) < len(ids):
         twice = sum(times > 1 for times in Counter(ids).values())
         raise UserError(f"predictions {name}: {twice} studies have more than one; keep the output of one run")
     sections = {key: prompts.split_sections(words or "") for key, words in zip(ids, written, strict=True)}
     failed = dict(
         zip(
-            _column(artifact, "failures.parquet", "study_id"),
-            _column(artifact, "failures.parquet", "reason"),
+            _column(artifact, FAILURES, "study_id"),
+            _column(artifact, FAILURES, "reason"),
             strict=True,
         )
     )

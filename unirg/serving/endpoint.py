@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -76,6 +77,8 @@ class Endpoint:
     """Digest of the checkpoint artifact."""
     checkpoint_uri: str
     config: ServeConfig
+    restarts: ClassVar[bool] = True
+    """`connect` starts a server of its own."""
 
     def arguments(self) -> list[str]:
         """The predictor's command line, once the checkpoint is verified and at hand.

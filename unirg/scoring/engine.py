@@ -1,0 +1,253 @@
+"""Ask one endpoint about many studies at once, without blaming a study for what the endpoint does.
+
+- The number of requests in flight follows the endpoint: it grows while answers come, is halved when one is
+  turned away, and goes back when twice as many requests brought no more answers.
+- An endpoint that turns everybody away is asked by one request at a time, with growing pauses; after
+  `patience_s` without an answer it is gone, and that ends the run.
+- Where the connection of a study broke and the server is gone, the study is a suspect. Suspects are asked one
+  at a time with nothing else in flight; two deaths alone, and the study is quarantined.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from unirg.errors import Unavailable as Away
+from unirg.scoring.client import (
+    Answerless,
+    Broken,
+    ChatClient,
+    Completion,
+    Faulty,
+    Refused,
+    Unavailable,
+)
+
+DEATHS = 2
+"""Of the server, with a study alone in flight, before the study is left out."""
+QUARANTINED = "quarantined: the server died of it"
+_FIRST_WAIT_S = 0.25
+_LONGEST_WAIT_S = 15.0
+_TURNED_AWAY = 8
+"""Requests in a row that were turned away before one alone is sent at a time."""
+
+
+class StudyFailed(Exception):
+    """This study gets no completion: a short reason of ours, and how often it was asked."""
+
+    def __init__(self, reason: str, attempts: int) -> None:
+        super().__init__(reason)
+        self.reason, self.attempts = reason, attempts
+
+
+class EndpointAway(Away):
+    """The endpoint answers nothing; finished work is kept, and a later run goes on."""
+
+
+@dataclass
+class History:
+    """What a study has behind it; the asker counts on."""
+
+    attempts: int = 0
+    """Faulty answers."""
+    deaths: int = 0
+    """Of the server, with this study alone in flight."""
+    suspect: bool = False
+
+
+Died = Callable[[History], Awaitable[None]]
+
+
+class Pace:
+    """How many requests may be in flight: additive growth, halved when one is turned away."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.limit = most, float(min(most, 16))
+        self._starting = True
+        self._answers, self._since = 0, time.monotonic()
+        self._best = (0.0, 1.0)
+        """(answers a second, limit)"""
+        self._halved = 0.0
+
+    def answered(self) -> None:
+        self._answers += 1
+        self.limit = min(self.most, self.limit + (1.0 if self._starting else 1.0 / self.limit))
+        if self._answers >= 2 * self.limit:
+            self._judge()
+
+    def _judge(self) -> None:
+        """Where latency has grown with the limit and nothing was won, go back."""
+        now = time.monotonic()
+        rate = self._answers / max(now - self._since, 1e-6)
+        if rate > 1.05 * self._best[0]:
+            self._best = rate, self.limit
+        elif self.limit >= 2 * self._best[1]:
+            self.limit, self._starting = self._best[1], False
+            self._best = 0.9 * self._best[0], self._best[1]  # so that more is tried again
+        self._answers, self._since = 0, now
+
+    def turned_away(self, since: float) -> None:
+        """One that was sent at `since` got 429 or 503; those sent before the last halving halve no more."""
+        self._starting = False
+        if since >= self._halved:
+            self.limit = max(1.0, self.limit / 2)
+            self._halved = time.monotonic()
+            self._answers, self._since, self._best = 0, self._halved, (0.0, 1.0)
+
+
+class Asker:
+    """The requests of one run."""
+
+    def __init__(
+        self,
+        client: ChatClient,
+        *,
+        concurrency: int,
+        retries: int,
+        patience_s: float,
+        revive: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """
+        Args:
+            retries: faulty answers that a study may get, beside the last.
+            patience_s: seconds without any answer after which the endpoint is gone.
+            revive: starts the server anew, where that is ours to do.
+        """
+        self.client, self.pace = client, Pace(concurrency)
+        self._retries, self._patience_s = retries, patience_s
+        self._revive = revive
+        self._in_flight, self._in_a_row = 0, 0
+        self._alone = asyncio.Lock()
+        self._changed = asyncio.Condition()
+        self._not_before = 0.0
+        self._last_answer = time.monotonic()
+        self._jitter = random.Random()
+
+    async def complete(self, body: bytes, history: History, died: Died | None = None) -> Completion:
+        """Ask until there is an answer.
+
+        Args:
+            died: hears of each death of the server with this study alone in flight, before it is asked again.
+
+        Raises:
+            StudyFailed: this study gets none.
+            EndpointAway, EndpointGone: nobody gets one.
+        """
+        began, waits = time.monotonic(), 0
+        while True:
+            suspect = history.suspect or history.deaths > 0
+            sent = time.monotonic()
+            try:
+                async with self._slot(suspect):
+                    sent = time.monotonic()
+                    found = await self._once(body, history, died if suspect else None)
+            except Unavailable as error:
+                if error.why.startswith("HTTP"):
+                    self.pace.turned_away(sent)
+                self._in_a_row += 1
+                self._check_patience(max(began, self._last_answer), error)
+                pause = error.wait_s + self._back_off(waits)
+                waits += 1
+                if self._in_a_row >= _TURNED_AWAY:
+                    self._not_before = max(self._not_before, time.monotonic() + pause)
+                await asyncio.sleep(pause)
+            except Broken as error:
+                if history.deaths >= DEATHS:
+                    raise StudyFailed(QUARANTINED, history.attempts + history.deaths) from None
+                self._check_patience(max(began, self._last_answer), error)
+            except Faulty as error:
+                history.attempts += 1
+                if history.attempts > self._retries:
+                    if not await self.client.alive():
+                        raise self._away(error) from None
+                    raise StudyFailed(error.why, history.attempts) from None
+                await asyncio.sleep(self._back_off(history.attempts - 1))
+            except Refused as error:
+                self._answered()
+                raise StudyFailed(error.why, history.attempts + 1) from None
+            else:
+                self._answered()
+                self.pace.answered()
+                return found
+
+    async def _once(self, body: bytes, history: History, died: Died | None) -> Completion:
+        """One request; `Broken` where the server died under it."""
+        try:
+            return await self.client.ask(body)
+        except Broken as error:
+            if await self.client.alive():
+                raise Faulty(error.why) from None
+            history.suspect = True
+            if died:
+                history.deaths += 1
+                await died(history)
+            raise
+
+    def _answered(self) -> None:
+        self._last_answer, self._in_a_row = time.monotonic(), 0
+
+    def _back_off(self, attempt: int) -> float:
+        return self._jitter.uniform(0, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 10)))
+
+    def _check_patience(self, since: float, error: Answerless) -> None:
+        if time.monotonic() - since > self._patience_s:
+            raise self._away(error)
+
+    def _away(self, error: Answerless) -> EndpointAway:
+        return EndpointAway(
+            f"the endpoint at {self.client.base_url} has completed nothing for {self._patience_s:g} s "
+            f"({error.why}): "
+            "look after it and run the same command again; finished studies are kept"
+        )
+
+    @asynccontextmanager
+    async def _slot(self, alone: bool) -> AsyncIterator[None]:
+        """A place among the requests in flight, or all of them."""
+        if alone:
+            await self._alone.acquire()
+        try:
+            if alone:
+                await self._until(lambda: self._in_flight == 0)
+                await self._back()
+            else:
+                await self._until(self._may_go)
+            self._in_flight += 1
+            try:
+                if (pause := self._not_before - time.monotonic()) > 0:
+                    await asyncio.sleep(pause)
+                yield
+            finally:
+                self._in_flight -= 1
+        finally:
+            if alone:
+                self._alone.release()
+            await self._tell()
+
+    def _may_go(self) -> bool:
+        if self._alone.locked():
+            return False
+        return self._in_flight < (1 if self._in_a_row >= _TURNED_AWAY else self.pace.limit)
+
+    async def _until(self, ready: Callable[[], bool]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(ready)
+
+    async def _tell(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _back(self) -> None:
+        """Before a suspect is asked, the server must be there: else its death would be the study's."""
+        since, waits = max(time.monotonic(), self._last_answer), 0
+        while not await self.client.alive():
+            if self._revive:
+                await self._revive()
+                continue
+            self._check_patience(since, Broken("it is not there"))
+            await asyncio.sleep(self._back_off(waits))
+            waits += 1

@@ -1,0 +1,326 @@
+"""One client's run over ranges of an archive: read, ask, and write to the ledger, each while the others work.
+
+A thread reads questions, the event loop keeps requests in flight, another thread puts segments. Questions are
+read no further ahead than there are places for them, and no more finished studies wait than a segment holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from unirg import telemetry
+from unirg.cohort.reader import Cohort
+from unirg.errors import UserError
+from unirg.scoring import questions
+from unirg.scoring.client import ChatClient, parameters
+from unirg.scoring.engine import Asker, History, StudyFailed
+from unirg.scoring.ledger import Kind, Ledger, Row
+from unirg.scoring.ledger import Range as RangeLedger
+from unirg.scoring.questions import Question, Range
+from unirg.storage import StorageError, sha256
+
+if TYPE_CHECKING:
+    from unirg.scoring.archive import Endpoint, ScoreConfig
+
+T = TypeVar("T")
+API_KEY_VARIABLE = "UNIRG_ENDPOINT_API_KEY"
+"""Environment variable with the endpoint's key, sent as a bearer token."""
+HOPELESS = 256
+"""Failures before the first success after which the fault is not the studies'."""
+_AT_ONCE = 4
+"""Questions handed over by the reading thread at a time."""
+_PUTS = 5
+"""Attempts at a segment that the store does not take."""
+
+
+@dataclass
+class _Open:
+    """A range that is being scored."""
+
+    asked: Range
+    known: RangeLedger
+    left: int
+    """Studies that are neither final in the ledger nor among `rows`."""
+    rows: list[Row] = field(default_factory=list)
+    """What is not in the ledger yet."""
+    under_way: dict[int, tuple[Question, History, int]] = field(default_factory=dict)
+    """By place; the number is of attempts that the ledger knows."""
+    since: float = 0.0
+    """When the first of `rows` came."""
+    putting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+@dataclass(frozen=True)
+class _Item:
+    range: _Open
+    question: Question
+    body: bytes
+    digest: str
+    history: History
+
+
+class Run:
+    """What one client does; `all` is its whole life."""
+
+    def __init__(
+        self,
+        config: ScoreConfig,
+        cohort: Cohort,
+        endpoint: Endpoint,
+        ledger: Ledger,
+        told: telemetry.Progress,
+    ) -> None:
+        self._config, self._cohort, self._endpoint = config, cohort, endpoint
+        self._ledger, self._told = ledger, told
+        self._reader = ThreadPoolExecutor(1, "read")  # open Parquet files are not shared by threads
+        self._writer = ThreadPoolExecutor(1, "put")
+        self._open: list[_Open] = []
+        self._counts = {"scored": 0, "failed": 0, "tokens": 0}
+        self._server: AbstractContextManager[str] | None = None
+
+    def all(self, ranges: list[Range]) -> None:
+        """Score every study of these ranges that no segment has.
+
+        Raises:
+            UserError: the endpoint is gone, or nothing at all can be scored; what is finished is kept.
+            StorageError: the store does not take it.
+        """
+        with self._reader, self._writer:
+            try:
+                asyncio.run(self._all(ranges))
+            except BaseExceptionGroup as failed:
+                raise _first(failed) from None
+            finally:
+                self._disconnect()
+        self._told.finish(self._note())
+
+    async def _all(self, ranges: list[Range]) -> None:
+        items = self._items(ranges)
+        first = await self._taken(items)
+        if not first:
+            return
+        queue: asyncio.Queue[_Item | None] = asyncio.Queue(self._config.concurrency)
+        client = ChatClient(
+            self._connect(),
+            self._endpoint.model_name,
+            self._endpoint.model_digest,
+            connections=self._config.concurrency,
+            timeout_s=self._config.timeout_s,
+            key=os.environ.get(API_KEY_VARIABLE, ""),
+        )
+        asker = Asker(
+            client,
+            concurrency=self._config.concurrency,
+            retries=self._config.retries,
+            patience_s=self._config.patience_s,
+            revive=partial(self._revive, client) if self._endpoint.restarts else None,
+        )
+        try:
+            async with client, asyncio.TaskGroup() as group:
+                clock = group.create_task(self._put_in_time())
+                async with asyncio.TaskGroup() as workers:
+                    workers.create_task(self._feed(first, items, queue))
+                    for _ in range(self._config.concurrency):
+                        workers.create_task(self._work(queue, asker))
+                clock.cancel()
+        finally:
+            for one in list(self._open):  # whatever ended the run: what is finished is kept
+                await self._put(one)
+
+    # Reading
+
+    def _items(self, ranges: list[Range]) -> Iterator[_Item]:
+        """In the reading thread: the questions of one range after the other."""
+        shown = None
+        if self._config.permute_images is not None:
+            shown = questions.permutation(self._cohort, self._config.splits, self._config.permute_images)
+        for asked in ranges:
+            known = self._ledger.range(asked.number)
+            one = _Open(asked, known, asked.studies - len(known.final))
+            self._told.passed(len(known.final))
+            if not one.left:
+                self._ledger.mark_complete(asked.number)
+                continue
+            self._open.append(one)
+            found = questions.questions(
+                self._cohort, asked, frozenset(known.final), self._config.with_priors, shown
+            )
+            for question in found:
+                body = questions.body(question, self._parameters(question))
+                history = History(known.tried.get(question.place, 0), known.deaths.get(question.place, 0))
+                yield _Item(one, question, body, sha256(body), history)
+
+    def _parameters(self, question: Question) -> dict[str, object]:
+        name = f"{self._config.seed}/{question.study.corpus}/{question.study.study_id}"
+        seed = int(sha256(name.encode())[:8], 16)
+        return parameters(self._config.max_tokens, self._config.temperature, seed)
+
+    async def _taken(self, items: Iterator[_Item]) -> list[_Item]:
+        def take() -> list[_Item]:
+            return [item for _, item in zip(range(_AT_ONCE), items, strict=False)]
+
+        return await asyncio.get_running_loop().run_in_executor(self._reader, take)
+
+    async def _feed(
+        self, first: list[_Item], items: Iterator[_Item], queue: asyncio.Queue[_Item | None]
+    ) -> None:
+        while first:
+            for item in first:
+                await queue.put(item)
+            first = await self._taken(items)
+        for _ in range(self._config.concurrency):
+            await queue.put(None)
+
+    # Asking
+
+    async def _work(self, queue: asyncio.Queue[_Item | None], asker: Asker) -> None:
+        while (item := await queue.get()) is not None:
+            one, place = item.range, item.question.place
+            one.under_way[place] = item.question, item.history, item.history.attempts
+            row = await self._row(item, asker)
+            del one.under_way[place]
+            one.since = one.since or time.monotonic()
+            one.rows.append(row)
+            one.left -= 1
+            self._tell(row)
+            if len(one.rows) >= self._config.segment_studies or not one.left:
+                await self._put(one)
+
+    async def _row(self, item: _Item, asker: Asker) -> Row:
+        async def died(history: History) -> None:
+            item.range.rows.append(_note("death", item.question, history.deaths))
+            await self._put(item.range)
+
+        try:
+            found = await asker.complete(item.body, item.history, died)
+        except StudyFailed as failed:
+            return _row("failed", item) | {"reason": failed.reason, "attempts": failed.attempts}
+        if found.finish_reason == "length" and self._config.truncated == "fail":
+            why = {"reason": f"truncated at {self._config.max_tokens} tokens", "finish_reason": "length"}
+            return _row("failed", item) | why | {"attempts": item.history.attempts + 1}
+        return _row("scored", item) | asdict(found)
+
+    def _tell(self, row: Row) -> None:
+        self._counts[row["kind"]] += 1
+        telemetry.count("unirg.studies", stage="score", outcome=row["kind"])
+        if row["kind"] == "scored":
+            self._counts["tokens"] += row["completion_tokens"]
+            telemetry.count("unirg.tokens", row["prompt_tokens"], stage="score", kind="prompt")
+            telemetry.count("unirg.tokens", row["completion_tokens"], stage="score", kind="completion")
+            telemetry.record("unirg.score.latency", row["latency_s"])
+        elif not self._counts["scored"] and self._counts["failed"] >= HOPELESS:
+            raise UserError(
+                f"the first {HOPELESS} studies all failed, the last with: {row['reason']}. Look after the "
+                "endpoint and the request's settings, then run the same command again"
+            )
+        self._told.advance(note=self._note())
+
+    def _note(self) -> str:
+        seconds = max(time.monotonic() - self._told.started, 1e-6)
+        note = f"failed {self._counts['failed']}, {self._counts['tokens'] / seconds:.3g} tokens/s"
+        if self._config.price_per_hour:
+            so_far = self._config.price_per_hour * seconds / 3600
+            done = self._told.done - self._told.begun_with
+            whole = so_far * (self._told.total - self._told.begun_with) / max(done, 1)
+            note += f", cost {so_far:.2f} of about {whole:.2f}"
+        return note
+
+    # Writing
+
+    async def _put_in_time(self) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, self._config.segment_s / 4))
+            for one in list(self._open):
+                if one.rows and time.monotonic() - one.since >= self._config.segment_s:
+                    await self._put(one)
+
+    async def _put(self, one: _Open) -> None:
+        """Put what is finished, a segment at a time, with notes on what is not."""
+        async with one.putting:
+            while one.rows:
+                rows = one.rows[: self._config.segment_studies]
+                notes = [
+                    _note("tried", question, history.attempts)
+                    for question, history, known in one.under_way.values()
+                    if history.attempts > known
+                ]
+                await self._taken_by_store(one, rows + notes)
+                one.rows = one.rows[len(rows) :]
+            one.since = 0.0
+            if not one.left and one in self._open:
+                self._open.remove(one)
+                await self._in_writer(self._ledger.mark_complete, one.asked.number)
+                for shard, _ in one.asked.parts:
+                    self._cohort.forget(shard)
+
+    async def _taken_by_store(self, one: _Open, rows: list[Row]) -> None:
+        for attempt in range(_PUTS):
+            try:
+                await self._in_writer(one.known.put, rows)
+                return
+            except StorageError:
+                if attempt + 1 == _PUTS:
+                    raise
+                await asyncio.sleep(2.0**attempt / 4)
+
+    async def _in_writer(self, function: Callable[[T], object], argument: T) -> None:
+        work = asyncio.get_running_loop().run_in_executor(self._writer, function, argument)
+        await asyncio.shield(work)  # what the store is taking is not known to be taken until it is
+
+    # The server
+
+    def _connect(self) -> str:
+        self._server = self._endpoint.connect()
+        return self._server.__enter__()
+
+    def _disconnect(self) -> None:
+        server, self._server = self._server, None
+        if server:
+            server.__exit__(None, None, None)
+
+    async def _revive(self, client: ChatClient) -> None:
+        # In this thread, with which the server ends; nothing else goes on without it.
+        self._disconnect()
+        client.base_url = self._connect().rstrip("/")
+
+
+def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = failed.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _row(kind: Kind, item: _Item) -> Row:
+    study = item.question.study
+    return {
+        "place": item.question.place,
+        "kind": kind,
+        "study_id": study.study_id,
+        "corpus": study.corpus,
+        "institution": study.institution,
+        "patient_id": study.patient_id,
+        "split": study.split,
+        "sections": item.question.sections,
+        "with_prior": item.question.with_prior,
+        "prompt_digest": item.digest,
+    }
+
+
+def _note(kind: Kind, question: Question, attempts: int) -> Row:
+    study = question.study
+    return {
+        "place": question.place,
+        "kind": kind,
+        "study_id": study.study_id,
+        "corpus": study.corpus,
+        "institution": study.institution,
+        "patient_id": study.patient_id,
+        "attempts": attempts,
+    }
