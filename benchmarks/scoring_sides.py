@@ -42,7 +42,7 @@ class Used:
 
 def client(archive: Artifact, url: str, store: Path, *settings: str) -> Used:
     """`unirg score` as a process of its own, alone in its store."""
-    command = [sys.executable, "-m", "unirg.cli", "score", "--archive", archive.uri, "--endpoint", url]
+    command = [sys.executable, "-m", "tests.scoring.shim", "score", "--archive", archive.uri, "--endpoint", url]
     command += ["--model", "stub", "--output", str(store), *settings]
     began = time.monotonic()
     with open(store.with_suffix(".log"), "wb+") as log:

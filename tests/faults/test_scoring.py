@@ -178,15 +178,15 @@ def test_tried_attempts_are_remembered_by_the_next_run(scoring: World, tmp_path:
             rows = [row for parts in clients.ledger(store).values() for rows in parts for row in rows]
             return any(row["kind"] == "tried" for row in rows)
 
-        one = Client(scoring.archive, stub.url, store, "retries=20", "segment_s=0.2")
+        one = Client(scoring.archive, stub.url, store, "retries=6", "segment_s=0.2")
         until(noted, 60, lambda: one.said)
         one.kill()
         before = times()
         assert before >= 1
-        made = scored(scoring.archive, stub.url, store, "retries=20")
-        assert times() <= 21 + 2  # what was tried since the last segment may be tried again
+        made = scored(scoring.archive, stub.url, store, "retries=6")
+        assert times() <= 7 + 2  # what was tried since the last segment may be tried again
     (failure,) = clients.failures(made)
-    assert (failure["study_id"], failure["attempts"]) == (study, 21)
+    assert (failure["study_id"], failure["attempts"]) == (study, 7)
 
 
 def test_an_endpoint_that_is_gone_ends_the_run_with_a_clear_word_and_the_next_one_asks_for_the_rest(

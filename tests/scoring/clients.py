@@ -114,7 +114,7 @@ def _main(
         os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(environment)
-    from unirg.cli import main
+    from tests.scoring.shim import run as main
 
     if before:
         before()
