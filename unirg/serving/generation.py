@@ -55,7 +55,12 @@ class Completion:
     finish_reason: str
     """`stop` where the policy ended the report itself, `length` where `max_tokens` did."""
     prompt_tokens: int
-    completion_tokens: int
+    tokens: tuple[int, ...]
+    """With the one that ends the report, where the policy ended it."""
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.tokens)
 
 
 class Policy:
@@ -132,8 +137,8 @@ class Policy:
         tokens = tokens[: prompt.max_tokens]
         end = next((place for place, token in enumerate(tokens) if token in self.stop), None)
         text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-        used = len(tokens) if end is None else end + 1
-        return Completion(text, "length" if end is None else "stop", len(prompt.input_ids), used)
+        used = tokens if end is None else tokens[: end + 1]
+        return Completion(text, "length" if end is None else "stop", len(prompt.input_ids), tuple(used))
 
     def warm_up(self) -> None:
         """Run a batch of two through every layer, so that the first request does not pay for set-up."""
