@@ -103,7 +103,8 @@ def test_a_storm_of_failures_changes_nothing_in_the_result(
         return chance.choice(faults) if chance.random() < 0.4 else completion(request)
 
     stub = Stub(script)
-    assert score(CONFIG, cohort, stub, store).digest == undisturbed.digest
+    patient = CONFIG.model_copy(update={"retries": 20})  # the storm hits at random, so one study often
+    assert score(patient, cohort, stub, store).digest == undisturbed.digest
     assert len(stub.asked) > 24
     assert len(stub.answered) == 24
 

@@ -54,8 +54,9 @@ SEGMENT = pa.schema(
     ]
 )
 PLAN = "plan.json"
-COMPLETE = "complete"
+COMPLETE = ".complete"
 _COUNTED = ("scored", "failed", "completion_tokens")
+"""What a segment tells of itself in its footer, and a range's marker in its name."""
 _READS = 4
 """Of a segment that does not come whole."""
 
@@ -71,6 +72,8 @@ class Range:
     """Attempts that went wrong, of studies that are not final."""
     deaths: dict[int, int] = field(default_factory=dict)
     """How often the server died with the study alone in flight."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Of the segments, by `_COUNTED`."""
     segments: int = 0
     """How many are read."""
 
@@ -94,7 +97,7 @@ class Range:
             kept = [row for row in rows if row["place"] not in self.final]
             if not kept:
                 return 0
-            table = pa.Table.from_pylist(kept, SEGMENT)
+            table = _counted(pa.Table.from_pylist(kept, SEGMENT))
             if storage.put_new(self._uri(self.segments + 1), _bytes(table)):
                 self._learn(table)
                 return sum(row["kind"] in FINAL for row in kept)
@@ -112,6 +115,7 @@ class Range:
 
     def _learn(self, table: pa.Table) -> None:
         self.segments += 1
+        self.counts.update(_counts(table.schema))
         columns = (table[name].to_pylist() for name in ("place", "kind", "attempts"))
         for place, kind, attempts in zip(*columns, strict=True):
             if kind in FINAL:
@@ -142,23 +146,22 @@ class Range:
         )
 
 
-def _bytes(table: pa.Table) -> bytes:
+def _counted(table: pa.Table) -> pa.Table:
     kinds = table["kind"].to_pylist()
-    told = {
-        "scored": kinds.count("scored"),
-        "failed": kinds.count("failed"),
-        "completion_tokens": sum(table["completion_tokens"].drop_null().to_pylist()),
-    }
-    buffer = io.BytesIO()
-    named = table.replace_schema_metadata({name: str(value) for name, value in told.items()})
-    pq.write_table(named, buffer, compression="zstd", write_page_checksum=True)
-    return buffer.getvalue()
+    tokens = sum(table["completion_tokens"].drop_null().to_pylist())
+    told = zip(_COUNTED, (kinds.count("scored"), kinds.count("failed"), tokens), strict=True)
+    return table.replace_schema_metadata({name: str(count) for name, count in told})
 
 
-def counts(data: bytes) -> Mapping[str, int]:
-    """What a segment says of itself, from its footer: studies scored and failed, tokens written."""
-    told = pq.read_schema(io.BytesIO(data)).metadata or {}
+def _counts(schema: pa.Schema) -> dict[str, int]:
+    told = schema.metadata or {}
     return {name: int(told.get(name.encode(), b"0")) for name in _COUNTED}
+
+
+def _bytes(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)
@@ -184,14 +187,14 @@ class Ledger:
         plan = json.dumps({"studies": studies, "begun": time.time()}).encode()
         storage.put_new(storage.join(self.uri, PLAN), plan)
 
-    def mark_complete(self, number: int) -> None:
-        """Note that every study of a range is final, so that a restart need not read it."""
-        storage.put_new(storage.join(self.uri, f"{number:06d}.{COMPLETE}"), b"")
+    def mark_complete(self, number: int, known: Range) -> None:
+        """Note that every study of a range is final, so that neither a restart nor `status` need read it."""
+        counts = "-".join(str(known.counts[name]) for name in _COUNTED)
+        storage.put_new(storage.join(self.uri, f"{number:06d}.{counts}{COMPLETE}"), b"")
 
-    def complete(self) -> set[int]:
-        """The ranges that are marked."""
-        names = (name for name in storage.names(self.uri) if name.endswith(f".{COMPLETE}"))
-        return {int(name.partition(".")[0]) for name in names}
+    def complete(self) -> dict[int, Mapping[str, int]]:
+        """The ranges that are marked, and their counts."""
+        return _marked(storage.names(self.uri))
 
     def remove(self) -> None:
         """What the artifact has is not kept twice."""
@@ -209,16 +212,30 @@ class Ledger:
             raise UserError(
                 f"no scoring is known at {self.uri}: name the URI that `unirg score` prints when it begins"
             ) from None
-        told, latest = Counter[str](), plan["begun"]
-        for name in storage.names(self.uri):
-            if name.endswith(".parquet"):
+        names = storage.names(self.uri)
+        marked = _marked(names)
+        told = Counter[str]()
+        for counts in marked.values():
+            told.update(counts)
+        for name in names:
+            number, _, segment = name.partition("/")
+            if segment and int(number) not in marked:
                 data = storage.read_bytes(storage.join(self.uri, name))
-                told.update(counts(data))
+                told.update(_counts(pq.read_schema(io.BytesIO(data))))
         done = told["scored"] + told["failed"]
-        seconds = max(time.time() - latest, 1e-6)
+        seconds = max(time.time() - plan["begun"], 1e-6)
         left = (plan["studies"] - done) / (done / seconds) if done else math.inf
         yield (
             f"{done} of {plan['studies']} studies ({done / plan['studies']:.0%}), {told['failed']} failed, "
             f"{done / seconds:.3g}/s and {told['completion_tokens'] / seconds:.3g} tokens/s since it began, "
             f"{left:.0f} s to go at that rate"
         )
+
+
+def _marked(names: Iterable[str]) -> dict[int, Mapping[str, int]]:
+    found: dict[int, Mapping[str, int]] = {}
+    for name in names:
+        if name.endswith(COMPLETE):
+            number, counts, _ = name.split(".")
+            found[int(number)] = dict(zip(_COUNTED, map(int, counts.split("-")), strict=True))
+    return found

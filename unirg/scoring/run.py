@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -51,11 +51,19 @@ class _Open:
     """Studies that are neither final in the ledger nor among `rows`."""
     rows: list[Row] = field(default_factory=list)
     """What is not in the ledger yet."""
-    under_way: dict[int, tuple[Question, History, int]] = field(default_factory=dict)
-    """By place; the number is of attempts that the ledger knows."""
+    under_way: dict[int, tuple[Question, History]] = field(default_factory=dict)
+    """By place."""
     since: float = 0.0
-    """When the first of `rows` came."""
+    """When there first was something that the ledger does not know; 0 where there is nothing."""
     putting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def notes(self) -> list[Row]:
+        """What the ledger does not know yet of attempts that went wrong."""
+        return [
+            _note("tried", question, history.attempts)
+            for place, (question, history) in self.under_way.items()
+            if history.attempts > self.known.tried.get(place, 0) and place not in self.known.final
+        ]
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ class Run:
             one = _Open(asked, known, asked.studies - len(known.final))
             self._told.passed(len(known.final))
             if not one.left:
-                self._ledger.mark_complete(asked.number)
+                self._ledger.mark_complete(asked.number, known)
                 continue
             self._open.append(one)
             done = frozenset(known.final)
@@ -185,13 +193,16 @@ class Run:
     async def _work(self, queue: asyncio.Queue[_Item | None], asker: Asker) -> None:
         while (item := await queue.get()) is not None:
             one, place = item.range, item.question.place
-            one.under_way[place] = item.question, item.history, item.history.attempts
-            row = await self._row(item, asker)
-            del one.under_way[place]
-            one.since = one.since or time.monotonic()
-            one.rows.append(row)
+            if place in one.known.final:  # by another client, as the last put has shown
+                self._told.passed(1)
+            else:
+                one.under_way[place] = item.question, item.history
+                row = await self._row(item, asker)
+                del one.under_way[place]
+                one.since = one.since or time.monotonic()
+                one.rows.append(row)
+                self._tell(row)
             one.left -= 1
-            self._tell(row)
             if len(one.rows) >= self._config.segment_studies or not one.left:
                 await self._put(one)
 
@@ -210,7 +221,7 @@ class Run:
         text = self._asking.recipe.answer.read(found.text)
         if not text.strip():
             return _row("failed", item) | {"reason": EMPTY, "attempts": item.history.attempts + 1}
-        return _row("scored", item) | asdict(found) | {"text": text}
+        return _row("scored", item) | vars(found) | {"text": text}
 
     def _tell(self, row: Row) -> None:
         self._counts[row["kind"]] += 1
@@ -243,25 +254,22 @@ class Run:
         while True:
             await asyncio.sleep(min(1.0, self._config.segment_s / 4))
             for one in list(self._open):
-                if one.rows and time.monotonic() - one.since >= self._config.segment_s:
+                if not one.since and one.notes():
+                    one.since = time.monotonic()
+                if one.since and time.monotonic() - one.since >= self._config.segment_s:
                     await self._put(one)
 
     async def _put(self, one: _Open) -> None:
         """Put what is finished, a segment at a time, with notes on what is not."""
         async with one.putting:
-            while one.rows:
+            while one.rows or one.notes():
                 rows = one.rows[: self._config.segment_studies]
-                notes = [
-                    _note("tried", question, history.attempts)
-                    for question, history, known in one.under_way.values()
-                    if history.attempts > known
-                ]
-                await self._taken_by_store(one, rows + notes)
+                await self._taken_by_store(one, rows + one.notes())
                 one.rows = one.rows[len(rows) :]
             one.since = 0.0
             if not one.left and one in self._open:
                 self._open.remove(one)
-                await self._in_writer(self._ledger.mark_complete, one.asked.number)
+                await self._in_writer(partial(self._ledger.mark_complete, one.asked.number), one.known)
                 for shard, _ in one.asked.parts:
                     self._cohort.forget(shard)
 
