@@ -122,9 +122,9 @@ def main(given: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--parts", nargs="*", default=["stub", "memory", "predictor"])
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side; the best counts")
-    parser.add_argument("--studies", type=int, default=3000, help="of the stub's archive")
+    parser.add_argument("--studies", type=int, default=4000, help="of the stub's archive")
     parser.add_argument("--side", type=int, default=512, help="of a radiograph, in pixels")
-    parser.add_argument("--latency", type=float, default=0.25, help="of the stub, in seconds")
+    parser.add_argument("--latency", type=float, default=0.5, help="of the stub, in seconds")
     parser.add_argument(
         "--memory", type=int, nargs=2, default=[1000, 100_000], help="studies of both archives"
     )

@@ -195,16 +195,21 @@ def test_a_killed_run_goes_on_without_repeating_what_is_finished(
     assert scored.digest == undisturbed.digest
 
 
-def test_ctrl_c_ends_a_run_that_the_next_one_finishes(
-    cohort: Artifact, store: str, undisturbed: Artifact
+@pytest.mark.parametrize(
+    ("told_to", "code", "said"),
+    [(signal.SIGINT, 1, b"KeyboardInterrupt"), (signal.SIGTERM, 75, b"finished studies are kept")],
+)
+def test_a_run_that_is_told_to_end_keeps_what_is_finished(
+    cohort: Artifact, store: str, undisturbed: Artifact, told_to: int, code: int, said: bytes
 ) -> None:
     stub = Stub(delay_s=0.1)
     with stub.running():
         run = start(cohort, store, stub)
         until(lambda: len(stub.answered) >= 6)
-        run.send_signal(signal.SIGINT)
+        run.send_signal(told_to)
         _, told = run.communicate(timeout=20)
-        assert b"KeyboardInterrupt" in told
+    assert said in told
+    assert run.returncode in (code, -told_to)
     rest = Stub()
     assert score(CONFIG, cohort, rest, store).digest == undisturbed.digest
     assert len(rest.asked) <= 24 - 6 + 4

@@ -161,10 +161,13 @@ class Asker:
                     raise StudyFailed(QUARANTINED, history.attempts + history.deaths) from None
                 self._check_patience(max(began, self._last_answer), error)
             except Faulty as error:
+                if history.attempts >= self._retries and not await self.client.alive():
+                    self._check_patience(max(began, self._last_answer), error)  # it is not the study's fault
+                    await asyncio.sleep(self._back_off(waits))
+                    waits += 1
+                    continue
                 history.attempts += 1
                 if history.attempts > self._retries:
-                    if not await self.client.alive():
-                        raise self._away(error) from None
                     raise StudyFailed(error.why, history.attempts) from None
                 await asyncio.sleep(self._back_off(history.attempts - 1))
             except Refused as error:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unirg import prompt_recipes, telemetry
 from unirg.cohort.reader import Cohort
@@ -101,10 +104,14 @@ class Run:
         Raises:
             UserError: the endpoint is gone, or nothing at all can be scored; what is finished is kept.
             StorageError: the store does not take it.
+            SystemExit: 75, after SIGTERM and with what is finished kept: the same call goes on.
         """
         with self._reader, self._writer:
             try:
                 asyncio.run(self._all(ranges))
+            except asyncio.CancelledError:
+                print("score: SIGTERM: finished studies are kept", file=sys.stderr, flush=True)
+                raise SystemExit(os.EX_TEMPFAIL) from None
             except BaseExceptionGroup as failed:
                 raise _first(failed) from None
             finally:
@@ -133,13 +140,14 @@ class Run:
             revive=partial(self._revive, client) if self._endpoint.restarts else None,
         )
         try:
-            async with client, asyncio.TaskGroup() as group:
-                clock = group.create_task(self._put_in_time())
-                async with asyncio.TaskGroup() as workers:
-                    workers.create_task(self._feed(first, items, queue))
-                    for _ in range(self._config.concurrency):
-                        workers.create_task(self._work(queue, asker))
-                clock.cancel()
+            with _cancelled_by_sigterm():
+                async with client, asyncio.TaskGroup() as group:
+                    clock = group.create_task(self._put_in_time())
+                    async with asyncio.TaskGroup() as workers:
+                        workers.create_task(self._feed(first, items, queue))
+                        for _ in range(self._config.concurrency):
+                            workers.create_task(self._work(queue, asker))
+                    clock.cancel()
         finally:
             for one in list(self._open):  # whatever ended the run: what is finished is kept
                 await self._put(one)
@@ -304,6 +312,25 @@ class Run:
         # In this thread, with which the server ends; nothing else goes on without it.
         self._disconnect()
         client.base_url = self._connect().rstrip("/")
+
+
+@contextmanager
+def _cancelled_by_sigterm() -> Iterator[None]:
+    """In the block SIGTERM cancels the task, as asyncio has it for Ctrl-C: an evicted pod loses nothing."""
+    if threading.current_thread() is not threading.main_thread():  # Python gives signals to that one
+        yield
+        return
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task
+
+    def cancel(*_: Any) -> None:
+        loop.call_soon_threadsafe(task.cancel)
+
+    before = signal.signal(signal.SIGTERM, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:
