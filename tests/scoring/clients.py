@@ -26,8 +26,22 @@ from unirg.artifact import Artifact, open_artifact
 from unirg.processes import die_with_parent
 
 PRELOAD = [
-    *("unirg.cli", "unirg.scoring.archive", "unirg.scoring.inputs", "unirg.scoring.remote", "unirg.serving.endpoint"),
-    *("httpx", "httpcore", "anyio._backends._asyncio", "s3fs", "pyarrow.parquet", "pyarrow.dataset", "PIL.Image"),
+    *(
+        "unirg.cli",
+        "unirg.scoring.archive",
+        "unirg.scoring.inputs",
+        "unirg.scoring.remote",
+        "unirg.serving.endpoint",
+    ),
+    *(
+        "httpx",
+        "httpcore",
+        "anyio._backends._asyncio",
+        "s3fs",
+        "pyarrow.parquet",
+        "pyarrow.dataset",
+        "PIL.Image",
+    ),
 ]
 SEGMENT, RANGE = 16, 64
 SMALL = (
@@ -59,7 +73,13 @@ class Client:
             before: called in the process before the command.
             environment: variables set over this process's own, before the command.
         """
-        command = ["score", f"--archive={archive}", f"--endpoint={endpoint}", "--model=stub", f"--output={store}"]
+        command = [
+            "score",
+            f"--archive={archive}",
+            f"--endpoint={endpoint}",
+            "--model=stub",
+            f"--output={store}",
+        ]
         command += [f"--part={part}"] if part else []
         command += [*SMALL, *settings]
         context = multiprocessing.get_context("forkserver")

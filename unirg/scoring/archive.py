@@ -91,8 +91,9 @@ class ScoreConfig(Config):
     """Seconds that one answer may take."""
     retries: int = operational(4, ge=0)
     """How often a study is asked again after a faulty answer, restarts included."""
-    patience_s: float = operational(60.0, gt=0)
-    """Seconds without any completion after which an unavailable endpoint counts as gone."""
+    patience_s: float = operational(300.0, gt=0)
+    """Seconds without any completion after which an unavailable endpoint counts as gone: long enough for a
+    server's pod to be replaced, with its weights."""
     segment_studies: int = operational(256, ge=1, le=256)
     """Finished studies that are written to the ledger at once, at most."""
     segment_s: float = operational(30.0, gt=0, le=30.0)
@@ -139,6 +140,7 @@ def score(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store: str)
             return draft.committed
         opened, wanted = _opened(config, cohort)
         ledger = Ledger.of(draft.uri)
+        ledger.plan(sum(one.studies for one in wanted))
         _ask(config, opened, wanted, endpoint, ledger)
         made = draft.commit(_write(draft, wanted, ledger, endpoint.model_digest))
         ledger.remove()
@@ -159,9 +161,11 @@ def score_part(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store:
     )
     if artifact.find(uri) is None:
         opened, wanted = _opened(config, cohort)
+        ledger = Ledger.of(uri)
+        ledger.plan(sum(one.studies for one in wanted))
         which, of = part
         mine = [one for one in wanted if one.number % of == which]
-        _ask(config, opened, mine, endpoint, Ledger.of(uri))
+        _ask(config, opened, mine, endpoint, ledger)
     return uri
 
 
@@ -183,7 +187,6 @@ def _ask(
 ) -> None:
     """Ask for whatever no segment has; the endpoint is started only if there is something."""
     total = sum(one.studies for one in wanted)
-    ledger.plan(total)
     complete = ledger.complete()
     left = [one for one in wanted if one.number not in complete]
     if left:

@@ -4,8 +4,9 @@
   turned away, and goes back when twice as many requests brought no more answers.
 - An endpoint that turns everybody away is asked by one request at a time, with growing pauses; after
   `patience_s` without an answer it is gone, and that ends the run.
-- Where the connection of a study broke and the server is gone, the study is a suspect. Suspects are asked one
-  at a time with nothing else in flight; two deaths alone, and the study is quarantined.
+- Where the connection of a study broke and the server is gone, the study is a suspect; and where it broke a
+  second time, as another replica may answer for one that died. Suspects are asked one at a time with nothing
+  else in flight. A break then is the study's doing: two, and it is quarantined. No break counts otherwise.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ from unirg.scoring.client import (
 
 DEATHS = 2
 """Of the server, with a study alone in flight, before the study is left out."""
-QUARANTINED = "quarantined: the server died of it"
+BREAKS = 2
+"""Of a study's connection among others, before it is asked alone."""
+QUARANTINED = "quarantined: twice the server broke off with this study alone in flight"
 _FIRST_WAIT_S = 0.25
 _LONGEST_WAIT_S = 15.0
+_SETTLE_S = 0.1
+"""After a connection broke, until the server is looked for: one that dies may close its connections first."""
 _TURNED_AWAY = 8
 """Requests in a row that were turned away before one alone is sent at a time."""
 
@@ -57,6 +62,8 @@ class History:
     """Faulty answers."""
     deaths: int = 0
     """Of the server, with this study alone in flight."""
+    breaks: int = 0
+    """Of its connection, in this run, with others in flight."""
     suspect: bool = False
 
 
@@ -125,7 +132,8 @@ class Asker:
         self._alone = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._not_before = 0.0
-        self._last_answer = time.monotonic()
+        self._starting, self._starting_s = asyncio.Lock(), 0.0
+        self._last_answer = self._now()
         self._jitter = random.Random()
 
     async def complete(self, body: bytes, history: History, died: Died | None = None) -> Completion:
@@ -138,17 +146,19 @@ class Asker:
             StudyFailed: this study gets none.
             EndpointAway, EndpointGone: nobody gets one.
         """
-        began, waits = time.monotonic(), 0
+        began, waits = self._now(), 0
         while True:
-            suspect = history.suspect or history.deaths > 0
+            alone = history.suspect or history.deaths > 0
             sent = time.monotonic()
             try:
-                async with self._slot(suspect):
+                async with self._slot(alone):
                     sent = time.monotonic()
-                    found = await self._once(body, history, died if suspect else None)
+                    found = await self._once(body, history, alone, died)
             except Unavailable as error:
                 if error.why.startswith("HTTP"):
                     self.pace.turned_away(sent)
+                else:
+                    await self._start_again()
                 self._in_a_row += 1
                 self._check_patience(max(began, self._last_answer), error)
                 pause = error.wait_s + self._back_off(waits)
@@ -178,27 +188,45 @@ class Asker:
                 self.pace.answered()
                 return found
 
-    async def _once(self, body: bytes, history: History, died: Died | None) -> Completion:
-        """One request; `Broken` where the server died under it."""
+    async def _once(self, body: bytes, history: History, alone: bool, died: Died | None) -> Completion:
+        """One request, and what a break of its connection tells of the study."""
         try:
             return await self.client.ask(body)
-        except Broken as error:
-            if await self.client.alive():
-                raise Faulty(error.why) from None
-            history.suspect = True
-            if died:
+        except Broken:
+            if alone:
                 history.deaths += 1
-                await died(history)
+                if died:
+                    await died(history)
+            else:
+                history.breaks += 1
+                await asyncio.sleep(_SETTLE_S)
+                history.suspect = history.breaks >= BREAKS or not await self.client.alive()
             raise
 
+    def _now(self) -> float:
+        """Seconds of a clock that stands still while the server is started again."""
+        return time.monotonic() - self._starting_s
+
+    async def _start_again(self) -> bool:
+        """Start the server where that is ours to do and it is not there; whether that was so."""
+        if not self._revive:
+            return False
+        async with self._starting:  # the next one finds it there
+            if await self.client.alive():
+                return False
+            began = time.monotonic()
+            await self._revive()
+            self._starting_s += time.monotonic() - began
+            return True
+
     def _answered(self) -> None:
-        self._last_answer, self._in_a_row = time.monotonic(), 0
+        self._last_answer, self._in_a_row = self._now(), 0
 
     def _back_off(self, attempt: int) -> float:
         return self._jitter.uniform(0, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 10)))
 
     def _check_patience(self, since: float, error: Answerless) -> None:
-        if time.monotonic() - since > self._patience_s:
+        if self._now() - since > self._patience_s:
             raise self._away(error)
 
     def _away(self, error: Answerless) -> EndpointAway:
@@ -246,11 +274,9 @@ class Asker:
 
     async def _back(self) -> None:
         """Before a suspect is asked, the server must be there: else its death would be the study's."""
-        since, waits = max(time.monotonic(), self._last_answer), 0
+        since, waits = max(self._now(), self._last_answer), 0
         while not await self.client.alive():
-            if self._revive:
-                await self._revive()
-                continue
-            self._check_patience(since, Broken("it is not there"))
-            await asyncio.sleep(self._back_off(waits))
-            waits += 1
+            if not await self._start_again():
+                self._check_patience(since, Broken("it is not there"))
+                await asyncio.sleep(self._back_off(waits))
+                waits += 1
