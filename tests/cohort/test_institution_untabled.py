@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,11 @@ def test_the_series_of_a_study_are_one_study_and_its_key_image_is_the_frontal(tm
 def test_what_lies_beside_radiographs_is_passed_over_with_its_reason(tmp_path: Path) -> None:
     dicom(tmp_path / "film.dcm")
     dicom(tmp_path / "copy.dcm")
-    document = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.11", "Modality": "SR", "Rows": None}
+    document: dict[str, Any] = {
+        "SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.11",
+        "Modality": "SR",
+        "Rows": None,
+    }
     dicom(tmp_path / "report.dcm", SOPInstanceUID="1.2.3.4.2", **document)
     dicom(tmp_path / "raw.dcm", SOPInstanceUID="1.2.3.4.3", PresentationIntentType="FOR PROCESSING")
     dicom(tmp_path / "hand.dcm", SOPInstanceUID="1.2.3.4.4", BodyPartExamined="HAND")

@@ -7,10 +7,12 @@ import math
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import highdicom
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pydicom
 import pytest
@@ -19,14 +21,15 @@ from fhir.resources.R4B.diagnosticreport import DiagnosticReport
 from tests import toy
 from tests.scoring.stub import DIGEST, Stub, completion
 from tests.scoring.test_inputs import rexrank
-from unirg import cli, prompts
+from unirg import artifact, cli, prompts
 from unirg.artifact import Artifact
+from unirg.cohort.corpora import jsonstream
 from unirg.cohort.corpora.rexrank import ReXrank
 from unirg.errors import UserError
 from unirg.evaluation import candidates
 from unirg.metrics import pairs
 from unirg.scoring import export_fhir, predictions
-from unirg.scoring.archive import NOTICE, ScoreConfig, score
+from unirg.scoring.archive import FAILURES, MODEL, NOTICE, PREDICTIONS, ScoreConfig, score
 from unirg.scoring.export import export, plain
 from unirg.scoring.export_sr import short, uid
 from unirg.scoring.inputs import archive_of
@@ -279,8 +282,8 @@ def test_an_export_that_fails_midway_leaves_nothing(
 ) -> None:
     rows = predictions.batches
 
-    def breaks(artifact: Artifact, columns: Any = None) -> Any:
-        yield next(rows(artifact, columns))[:10]
+    def breaks(made: Artifact, columns: Any = None) -> Any:
+        yield next(rows(made, columns))[:10]
         raise UserError("the store is gone")
 
     monkeypatch.setattr(predictions, "batches", breaks)
@@ -311,6 +314,51 @@ def test_a_short_text_of_dicom_keeps_long_ids_apart() -> None:
     assert one != two
     assert len(one) == 64
     assert short("a\\b") == "a/b"
+
+
+def test_memory_does_not_depend_on_how_many_predictions_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictions, "BATCH", 32)
+    monkeypatch.setattr(jsonstream, "CHUNK", 2**12)
+    peaks: dict[str, list[int]] = {"fhir": [], "rexrank": []}
+    for studies in (64, 65, 1024):  # the first only fills caches
+        made = archive(str(tmp_path / "store"), studies)
+        source = tmp_path / f"ReXRank_{studies}.json"
+        source.write_text(json.dumps({f"s{number}": {"report": "x" * 200} for number in range(studies)}))
+        for form, found in peaks.items():
+            target = str(tmp_path / f"{form}-{studies}")
+            tracemalloc.start()
+            counts = export(made, form, target, str(source) if form == "rexrank" else "")
+            found.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+            assert counts == {"reports": studies, "without": 0}
+    for form, (_, few, many) in peaks.items():
+        assert many < 1.5 * few, (form, few, many)
+
+
+def archive(store: str, studies: int) -> Artifact:
+    """Predictions in the same form as `score` leaves them."""
+    values: dict[str, Any] = {
+        **dict.fromkeys(("corpus", "institution", "patient_id", "sections"), "drawn"),
+        **{
+            "split": "test",
+            "with_prior": False,
+            "text": "Findings: " + "clear " * 30,
+            "finish_reason": "stop",
+        },
+        **{"prompt_tokens": 1, "completion_tokens": 1, "prompt_digest": "e" * 64},
+        **{"model_digest": DIGEST, "notice": NOTICE},
+    }
+    with artifact.draft(store, "score", 2, ScoreConfig(limit=studies), {}) as draft:
+        for folder in ("predictions", "logs"):
+            (draft.out / folder).mkdir()
+        rows = pa.Table.from_pylist([values | {"study_id": f"s{n}"} for n in range(studies)], PREDICTIONS)
+        pq.write_table(rows, draft.out / "predictions" / "000000.parquet", row_group_size=32)
+        pq.write_table(pa.Table.from_pylist([], FAILURES), draft.out / "failures.parquet")
+        told = {"name": "m", "digest": DIGEST, "basis": "b", "finished_at": "2026-11-23T10:00:00+00:00"}
+        (draft.out / MODEL).write_text(json.dumps(told))
+        return draft.commit()
 
 
 def test_rows_say_the_same_as_the_artifact(scored: Artifact) -> None:

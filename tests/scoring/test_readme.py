@@ -36,13 +36,9 @@ def test_the_readmes_four_lines_score_a_folder_of_dicom_studies(tmp_path: Path) 
     script = script.replace("unirg score --archive", "unirg score truncated=keep max_tokens=16 --archive")
     environment = {name: value for name, value in os.environ.items() if name != "UNIRG_STORE"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    command = ["bash", "-e", "-c", script]
     ended = subprocess.run(
-        ["bash", "-e", "-c", script],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
     assert "done: 2 scored, 0 failed of 2 studies" in ended.stdout
