@@ -158,6 +158,10 @@ def score(
         str, typer.Option("--archive", "--cohort", help="A cohort's URI, or raw studies with --corpus.")
     ] = "",
     corpus: Annotated[str, typer.Option(help="Corpus of raw studies, such as institution or rexrank.")] = "",
+    staging: Annotated[
+        list[str] | None,
+        typer.Option(help="Raw studies: KEY=VALUE of staging, such as institution.unknown_view=frontal."),
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="URI of a checkpoint, which is served meanwhile.")] = "",
     endpoint: Annotated[str, typer.Option(help="Or the base URL of an OpenAI-compatible server.")] = "",
     model: Annotated[str, typer.Option(help="Name of the model at that endpoint.")] = "",
@@ -191,11 +195,27 @@ def score(
         if endpoint
         else open_endpoint(serve(ServeConfig(), artifact.open_artifact(checkpoint), store))
     )
-    cohort = archive_of(archive, corpus, store)
+    cohort = archive_of(archive, corpus, store, staging or ())
     if part:
         print(scoring.score_part(settings, cohort, answering, store, _part(part)))
     else:
         _done(scoring.score(settings, cohort, answering, store))
+
+
+@app.command()
+def export(
+    predictions: Annotated[str, typer.Option(help="URI of predictions.")],
+    form: Annotated[str, typer.Option(help="rexrank (JSON), fhir (NDJSON) or sr (folder of DICOM SR).")],
+    output: Annotated[str, typer.Option(help="The file or folder to make.")],
+    source: Annotated[str, typer.Option(help="rexrank: the test file, if it is not where it was.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that differs.")] = False,
+) -> None:
+    """Predictions -> ReXrank's submission, FHIR DiagnosticReports or DICOM structured reports."""
+    from unirg.scoring.export import export
+
+    counts = export(artifact.open_artifact(predictions, "score"), form, output, source, overwrite)
+    print("export: " + ", ".join(f"{name} {value}" for name, value in counts.items()), file=sys.stderr)
+    print(output)
 
 
 @app.command()

@@ -10,16 +10,17 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import httpx
+import pyarrow.parquet as pq
 import pytest
 
 from unirg import prompt_recipes, prompts
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.errors import Unavailable, UserError
-from unirg.scoring.archive import Endpoint
-from unirg.scoring.copy_prior import CopyPrior
-from unirg.scoring.questions import Task, ask
-from unirg.scoring.remote import KEY_VARIABLE, RemoteEndpoint, endpoint_of
+from unirg.scoring.archive import MODEL, NOTICE, Endpoint, ScoreConfig, score
+from unirg.scoring.copy_prior import CopyPrior, _Handler
+from unirg.scoring.questions import Asking, body, questions, ranges
+from unirg.scoring.remote import KEY_VARIABLE, RemoteEndpoint, endpoint_of, key_for
 
 SECRET = "sk-secret-never-shown"
 
@@ -157,10 +158,50 @@ def test_copy_prior_answers_with_what_it_is_told_and_dies_with_its_context() -> 
 def test_the_copy_prior_recipe_brings_the_prior_report_through_the_protocol(cohort: Artifact) -> None:
     opened, recipe = Cohort.open(cohort), prompt_recipes.load("copy_prior")
     with CopyPrior().connect() as url, httpx.Client() as http:
-        for study in opened.studies():
-            asked = ask(opened, Task(study, study), with_priors=False, recipe=recipe)
-            prior = opened.prior(study, images=False)
-            assert asked.with_prior == (prior is not None)
-            body = {"messages": asked.messages} | recipe.sampling.parameters(512, 0.0, 0)
-            answer = http.post(f"{url}/chat/completions", json=body).json()["choices"][0]["message"]
+        (whole,) = ranges(opened, ("test", "zero_shot"), None, 100)
+        asked = list(questions(opened, whole, frozenset(), Asking(recipe)))
+        assert len(asked) == len(opened.studies())
+        for question in asked:
+            prior = opened.prior(opened[question.study.study_id], images=False)
+            assert question.with_prior == (prior is not None)
+            request = body(question, recipe.sampling.parameters(512, 0.0, 0))
+            answer = http.post(f"{url}/chat/completions", content=request).json()["choices"][0]["message"]
             assert recipe.answer.read(answer["content"]) == (prompts.report(prior) if prior else "")
+
+
+def test_the_key_of_a_run_is_guarded_as_the_endpoints_is() -> None:
+    with pytest.raises(UserError, match="unencrypted") as refused:
+        key_for("http://elsewhere/v1", {KEY_VARIABLE: SECRET})
+    assert SECRET not in str(refused.value)
+    for url in ("https://elsewhere/v1", "http://127.0.0.1:8080/v1", "http://[::1]:8080/v1"):
+        assert key_for(url, {KEY_VARIABLE: SECRET}) == SECRET
+    assert key_for("http://elsewhere/v1", {}) == ""
+
+
+def test_a_run_sends_the_key_and_a_baseline_is_scored_like_a_model(
+    cohort: Artifact, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, SECRET)
+    keys: list[str] = []
+    heard = _Handler.do_POST
+
+    def hears(self: _Handler) -> None:
+        keys.append(self.headers.get("Authorization", ""))
+        heard(self)
+
+    monkeypatch.setattr(_Handler, "do_POST", hears)
+    made = score(ScoreConfig(prompt="copy_prior"), cohort, CopyPrior(), store)
+    assert made.manifest.counts == {"studies": 24, "scored": 8, "failed": 16, "truncated": 0}
+    assert set(keys) == {f"Bearer {SECRET}"}
+    told = json.loads(made.path(MODEL).read_bytes())
+    assert (told["name"], told["basis"]) == ("copy-prior", "the program's own version")
+    assert told["digest"] == CopyPrior.model_digest
+    assert SECRET not in made.manifest.model_dump_json() + json.dumps(told)
+
+
+def test_every_prediction_and_the_failures_say_what_they_are_for(cohort: Artifact, store: str) -> None:
+    made = score(ScoreConfig(prompt="copy_prior"), cohort, CopyPrior(), store)
+    written = pq.read_table(made.path("predictions/000000.parquet"))
+    assert set(written["notice"].to_pylist()) == {NOTICE} == {"research use, not for diagnosis"}
+    for name in ("predictions/000000.parquet", "failures.parquet"):
+        assert pq.read_schema(made.path(name)).metadata[b"notice"] == NOTICE.encode()

@@ -9,9 +9,12 @@ ledger's.
 
 from __future__ import annotations
 
+import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -33,7 +36,9 @@ from unirg.study import Split
 
 VERSION = 2
 NOTICE = "research use, not for diagnosis"
-"""With every prediction, wherever it goes."""
+"""With every prediction, wherever it goes: a column, as tables lose their metadata on the way."""
+MODEL = "logs/model.json"
+"""Who wrote the predictions, what its digest rests on, and when the last one was there."""
 ROWS = 65_536
 """Predictions of one file."""
 PREDICTIONS = pa.schema(
@@ -47,6 +52,7 @@ PREDICTIONS = pa.schema(
             for name in ("text", "finish_reason", "prompt_tokens", "completion_tokens", "prompt_digest")
         ),
         pa.field("model_digest", pa.string(), nullable=False),
+        pa.field("notice", pa.string(), nullable=False),
     ],
     metadata={"notice": NOTICE},
 )
@@ -54,7 +60,8 @@ FAILURES = pa.schema(
     [
         ledgers.SEGMENT.field(name).with_nullable(False)
         for name in ("study_id", "corpus", "split", "reason", "attempts")
-    ]
+    ],
+    metadata={"notice": NOTICE},
 )
 LATENCIES = pa.schema(
     [ledgers.SEGMENT.field(name).with_nullable(False) for name in ("study_id", "corpus", "latency_s")]
@@ -141,8 +148,9 @@ def score(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store: str)
         opened, wanted = _opened(config, cohort)
         ledger = Ledger.of(draft.uri)
         ledger.plan(sum(one.studies for one in wanted))
+        _announce(draft.uri)
         _ask(config, opened, wanted, endpoint, ledger)
-        made = draft.commit(_write(draft, wanted, ledger, endpoint.model_digest))
+        made = draft.commit(_write(draft, wanted, ledger, endpoint))
         ledger.remove()
         return made
 
@@ -165,8 +173,13 @@ def score_part(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store:
         ledger.plan(sum(one.studies for one in wanted))
         which, of = part
         mine = [one for one in wanted if one.number % of == which]
+        _announce(uri)
         _ask(config, opened, mine, endpoint, ledger)
     return uri
+
+
+def _announce(uri: str) -> None:
+    print(f"score: into {uri} (`unirg score --status` of it says how far it is)", file=sys.stderr, flush=True)
 
 
 def _inputs(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint) -> dict[str, Artifact | str]:
@@ -194,13 +207,14 @@ def _ask(
         Run(config, cohort, endpoint, ledger, telemetry.Progress("score", total, "studies", done)).all(left)
 
 
-def _write(draft: Draft, wanted: list[Range], ledger: Ledger, model_digest: str) -> dict[str, int]:
+def _write(draft: Draft, wanted: list[Range], ledger: Ledger, endpoint: Endpoint) -> dict[str, int]:
     """Write the artifact's files from the ledger; the counts.
 
     Raises:
         UserError: no study got an answer of its own, so the fault lies with the endpoint or the request.
     """
     counts, reasons = Counter[str](), Counter[str]()
+    added = {"model_digest": endpoint.model_digest, "notice": NOTICE}
     (draft.out / "logs").mkdir()
     with (
         _Files(draft.out / "predictions", PREDICTIONS) as predictions,
@@ -210,7 +224,7 @@ def _write(draft: Draft, wanted: list[Range], ledger: Ledger, model_digest: str)
         for one in wanted:
             rows = list(ledger.range(one.number).rows())
             assert len(rows) == one.studies
-            scored = [row | {"model_digest": model_digest} for row in rows if row["kind"] == "scored"]
+            scored = [row | added for row in rows if row["kind"] == "scored"]
             failed = [row for row in rows if row["kind"] == "failed"]
             predictions.write(scored)
             failures.write_table(pa.Table.from_pylist(failed, FAILURES))
@@ -227,7 +241,18 @@ def _write(draft: Draft, wanted: list[Range], ledger: Ledger, model_digest: str)
             f"none of {counts['studies']} studies was scored; {times} failed with: {reason}. Look after the "
             "endpoint (`unirg serve` in the foreground shows its log), then run the same command again"
         )
+    (draft.out / MODEL).write_text(json.dumps(_author(endpoint), indent=1))
     return {name: counts[name] for name in ("studies", "scored", "failed", "truncated")}
+
+
+def _author(endpoint: Endpoint) -> dict[str, str]:
+    """For people and exports; no part of the artifact's content, as a name is the deployment's choice."""
+    return {
+        "name": endpoint.model_name,
+        "digest": endpoint.model_digest,
+        "basis": getattr(endpoint, "basis", "digest of the checkpoint"),
+        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 class _Files:

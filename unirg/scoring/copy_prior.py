@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 from unirg.storage import sha256
 
@@ -28,7 +28,8 @@ class CopyPrior:
     restarts = False
     model_digest = sha256(f"{MODEL}/{VERSION}".encode())
     basis = "the program's own version"
-    headers: dict[str, str] = {}
+    restarts: ClassVar[bool] = False
+    """Nothing that it is asked can kill it."""
 
     @contextmanager
     def connect(self) -> Iterator[str]:

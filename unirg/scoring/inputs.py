@@ -1,7 +1,8 @@
 """What an archive may be given as: a cohort, a ReXrank test file, or the raw studies of a corpus.
 
 Whatever is no cohort yet is staged into the store first, so images are decoded once, and an archive's
-identity rests on its content. A study needs no report, and each is in the split `zero_shot`: none was trained on.
+identity rests on its content. A study needs no report, and each is in the split `zero_shot`: nothing was
+trained on it.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
@@ -30,6 +30,22 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PROBE_S = 30.0
 
 
+def key_for(base_url: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The key that requests to an address carry; empty where none is set.
+
+    Raises:
+        UserError: it would travel unencrypted.
+    """
+    key = environ.get(KEY_VARIABLE, "")
+    parts = urlsplit(base_url)
+    if key and parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        raise UserError(
+            f"--endpoint {base_url}: {KEY_VARIABLE} is set, and http would send the key unencrypted: "
+            "use https, or unset it"
+        )
+    return key
+
+
 class Identity(NamedTuple):
     digest: str
     basis: str
@@ -38,7 +54,8 @@ class Identity(NamedTuple):
 class RemoteEndpoint:
     """One model at one base URL, such as `https://api.openai.com/v1`; an `unirg.scoring.archive.Endpoint`."""
 
-    restarts = False
+    restarts: ClassVar[bool] = False
+    """Its server is somebody else's."""
 
     def __init__(
         self, base_url: str, model: str, stated: str = "", environ: Mapping[str, str] = os.environ
@@ -67,12 +84,7 @@ class RemoteEndpoint:
             raise UserError(
                 f"--model-digest {stated!r}: write 4 to 128 letters, digits and _.:/@+-, such as a SHA-256"
             )
-        self._key = environ.get(KEY_VARIABLE, "")
-        if self._key and parts.scheme == "http" and host not in _LOOPBACK:
-            raise UserError(
-                f"--endpoint {base_url}: {KEY_VARIABLE} is set, and http would send the key unencrypted: "
-                "use https, or unset it"
-            )
+        self._key = key_for(base_url, environ)
         self.base_url, self.model_name, self._stated = base_url.rstrip("/"), model, stated
 
     def __repr__(self) -> str:

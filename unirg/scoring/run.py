@@ -28,14 +28,13 @@ from unirg.scoring.engine import Asker, History, StudyFailed
 from unirg.scoring.ledger import Kind, Ledger, Row
 from unirg.scoring.ledger import Range as RangeLedger
 from unirg.scoring.questions import Asking, Question, Range
+from unirg.scoring.remote import key_for
 from unirg.storage import StorageError, sha256
 
 if TYPE_CHECKING:
     from unirg.scoring.archive import Endpoint, ScoreConfig
 
 T = TypeVar("T")
-API_KEY_VARIABLE = "UNIRG_ENDPOINT_API_KEY"
-"""Environment variable with the endpoint's key, sent as a bearer token."""
 HOPELESS = 256
 """Failures before the first success after which the fault is not the studies'."""
 _AT_ONCE = 4
@@ -124,13 +123,14 @@ class Run:
         if not first:
             return
         queue: asyncio.Queue[_Item | None] = asyncio.Queue(self._config.concurrency)
+        url = self._connect()
         client = ChatClient(
-            self._connect(),
+            url,
             self._endpoint.model_name,
             self._endpoint.model_digest,
             connections=self._config.concurrency,
             timeout_s=self._config.timeout_s,
-            key=os.environ.get(API_KEY_VARIABLE, ""),
+            key=key_for(url),
         )
         asker = Asker(
             client,
