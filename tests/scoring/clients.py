@@ -27,8 +27,9 @@ from unirg.processes import die_with_parent
 
 PRELOAD = [
     "pytest",  # whose main module each process imports again
-    *("unirg.cli", "unirg.scoring.archive", "unirg.scoring.inputs", "unirg.scoring.remote", "unirg.serving.endpoint"),
-    *("httpx", "httpcore", "anyio._backends._asyncio", "s3fs", "pyarrow.parquet", "pyarrow.dataset", "PIL.Image"),
+    *("unirg.cli", "unirg.scoring.archive", "unirg.scoring.inputs", "unirg.scoring.remote"),
+    *("unirg.serving.endpoint", "s3fs", "pyarrow.parquet", "pyarrow.dataset", "PIL.Image"),
+    *("httpx", "httpcore", "anyio._backends._asyncio"),
 ]
 SEGMENT, RANGE, CONCURRENCY = 16, 64, 8
 SMALL = (
@@ -62,9 +63,8 @@ class Client:
             before: called in the process before the command.
             environment: variables set over this process's own, before the command.
         """
-        command = ["score", f"--archive={archive}", f"--endpoint={endpoint}", "--model=stub", f"--output={store}"]
-        command += [f"--part={part}"] if part else []
-        command += [*SMALL, *settings]
+        command = ["score", f"--archive={archive}", f"--endpoint={endpoint}", "--model=stub"]
+        command += [f"--output={store}", *([f"--part={part}"] if part else []), *SMALL, *settings]
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         names = ("UNIRG_CACHE", "PATH")
