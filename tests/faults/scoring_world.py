@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -18,6 +20,12 @@ SOAK_SEEDS = int(os.environ.get("UNIRG_SOAK_SEEDS", "10"))
 FEW = [0, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(1, SOAK_SEEDS))]
 """Seeds of a fault: one in `make test`, the others in `make soak`."""
 QUICK = Behaviour(latency_s=0.01)
+
+
+class Happened(Protocol):
+    """Tells the soak's summary how often what was injected in a run."""
+
+    def __call__(self, fault: str, times: Mapping[str, int], /) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -26,33 +26,23 @@ from unirg.artifact import Artifact, open_artifact
 from unirg.processes import die_with_parent
 
 PRELOAD = [
-    *(
-        "unirg.cli",
-        "unirg.scoring.archive",
-        "unirg.scoring.inputs",
-        "unirg.scoring.remote",
-        "unirg.serving.endpoint",
-    ),
-    *(
-        "httpx",
-        "httpcore",
-        "anyio._backends._asyncio",
-        "s3fs",
-        "pyarrow.parquet",
-        "pyarrow.dataset",
-        "PIL.Image",
-    ),
+    "pytest",  # whose main module each process imports again
+    *("unirg.cli", "unirg.scoring.archive", "unirg.scoring.inputs", "unirg.scoring.remote"),
+    *("unirg.serving.endpoint", "s3fs", "pyarrow.parquet", "pyarrow.dataset", "PIL.Image"),
+    *("aiohttp", "orjson", "httpx", "httpcore"),
 ]
-SEGMENT, RANGE = 16, 64
+SEGMENT, RANGE, CONCURRENCY = 16, 64, 8
 SMALL = (
     f"segment_studies={SEGMENT}",
     f"range_studies={RANGE}",
-    "concurrency=8",
+    f"concurrency={CONCURRENCY}",
     "patience_s=20",
     "timeout_s=5",
 )
 """Settings under which a small archive has many ranges and segments."""
 FINAL = ("scored", "failed")
+GIVES_UP = 2
+"""The exit code of a command that cannot go on and says why."""
 
 
 class Client:
@@ -73,15 +63,8 @@ class Client:
             before: called in the process before the command.
             environment: variables set over this process's own, before the command.
         """
-        command = [
-            "score",
-            f"--archive={archive}",
-            f"--endpoint={endpoint}",
-            "--model=stub",
-            f"--output={store}",
-        ]
-        command += [f"--part={part}"] if part else []
-        command += [*SMALL, *settings]
+        command = ["score", f"--archive={archive}", f"--endpoint={endpoint}", "--model=stub"]
+        command += [f"--output={store}", *([f"--part={part}"] if part else []), *SMALL, *settings]
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         names = ("UNIRG_CACHE", "PATH")
@@ -161,6 +144,16 @@ def die_at(place: str, events: tuple[str, ...], number: int) -> None:
 
 def dying(place: Path | str, number: int, *events: str) -> Callable[[], None]:
     return partial(die_at, str(place), events, number)
+
+
+def hurried() -> None:
+    """Storage is asked again at once: how long botocore and a run pause between attempts is not tested."""
+    from botocore.retries.standard import ExponentialBackoff
+
+    from unirg.scoring import run
+
+    ExponentialBackoff.delay_amount = lambda self, context: 0.02
+    run._PUTS = 2
 
 
 # Invariants

@@ -5,8 +5,9 @@ digested as it comes in, never kept and never parsed. Its text is a function of 
 a greedy model's is of the request. Which attempt of which question fails, and how, is a function of the seed,
 so it does not depend on the order in which questions arrive.
 
-Every question that arrives (`<`) or is answered as it should be (`>`) gets a line in the log at once. From it
-the server knows what it has seen when its supervisor starts it again, and so does a test.
+Every question that arrives (`<`), meets a fault (`!`) or is answered as it should be (`>`) gets a line in the
+log at once, and so does each start of the server (`*`). From it the server knows what it has seen when its
+supervisor starts it again, and so does a test.
 """
 
 from __future__ import annotations
@@ -182,6 +183,7 @@ class Connection(asyncio.Protocol):
         stub.first = stub.first or time.monotonic()
         stub.note("<", question)
         if behaviour.capacity and stub.now >= behaviour.capacity:
+            stub.note("!", f"full {question}")
             self._answer(429, b"{}", (f"Retry-After: {behaviour.retry_after_s}",))
             return
         stub.attempts[question] += 1
@@ -189,6 +191,8 @@ class Connection(asyncio.Protocol):
         stub.now += 1
         stub.most_at_once = max(stub.most_at_once, stub.now)
         fault = behaviour.fault(question, attempt)
+        if fault:
+            stub.note("!", f"{fault} {question}")
         wait_s = behaviour.hang_s if fault == "hang" else behaviour.wait_s(question, attempt)
         asyncio.get_running_loop().call_later(wait_s, self._worked, question, fault)
 
@@ -256,6 +260,7 @@ class Connection(asyncio.Protocol):
 
 async def serve(stub: Stub, port: int, ready: Path | None) -> None:
     """Answer on this port until the process ends."""
+    stub.note("*", str(os.getpid()))
     loop = asyncio.get_running_loop()
     made = await loop.create_server(
         lambda: Connection(stub), "127.0.0.1", port, backlog=512, reuse_address=True
@@ -308,6 +313,14 @@ class Served:
     def asked(self) -> list[str]:
         """The question of every request that arrived, in order."""
         return [line[2:] for line in _lines(self.log) if line.startswith("<")]
+
+    def faults(self) -> Counter[str]:
+        """How often each fault happened; `full` is one more than its capacity."""
+        return Counter(line.split()[1] for line in _lines(self.log) if line.startswith("!"))
+
+    def starts(self) -> int:
+        """How often the server was started, the first time included."""
+        return sum(line.startswith("*") for line in _lines(self.log))
 
     def answered(self) -> list[str]:
         """The questions answered as they should be, in order."""

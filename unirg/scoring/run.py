@@ -211,8 +211,12 @@ class Run:
                 one.rows.append(row)
                 self._tell(row)
             one.left -= 1
-            if len(one.rows) >= self._config.segment_studies or not one.left:
+            if not one.left:
                 await self._put(one)
+            elif sum(len(other.rows) for other in self._open) >= self._config.segment_studies:
+                # Where one of its studies takes long a range stays open: together they hold back no more.
+                fullest = max(self._open, key=lambda other: len(other.rows))
+                await self._put(fullest, full=len(fullest.rows) >= self._config.segment_studies)
 
     async def _row(self, item: _Item, asker: Asker) -> Row:
         async def died(history: History) -> None:
@@ -267,15 +271,20 @@ class Run:
                 if one.since and time.monotonic() - one.since >= self._config.segment_s:
                     await self._put(one)
 
-    async def _put(self, one: _Open) -> None:
-        """Put what is finished, a segment at a time, with notes on what is not."""
+    async def _put(self, one: _Open, full: bool = False) -> None:
+        """Put what is finished, a segment at a time, with notes on what is not.
+
+        Args:
+            full: only in full segments, so that what comes while one is put waits for the next.
+        """
         async with one.putting:
-            while one.rows or one.notes():
+            began = time.monotonic()
+            while len(one.rows) >= self._config.segment_studies if full else one.rows or one.notes():
                 rows = one.rows[: self._config.segment_studies]
                 await self._taken_by_store(one, rows + one.notes())
                 one.rows = one.rows[len(rows) :]
-            one.since = 0.0
-            if not one.left and one in self._open:
+            one.since = began if one.rows else 0.0
+            if not one.left and not one.rows and one in self._open:
                 self._open.remove(one)
                 await self._in_writer(partial(self._ledger.mark_complete, one.asked.number), one.known)
                 for shard, _ in one.asked.parts:
