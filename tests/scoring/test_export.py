@@ -322,7 +322,7 @@ def test_memory_does_not_depend_on_how_many_predictions_there_are(
     monkeypatch.setattr(predictions, "BATCH", 32)
     monkeypatch.setattr(jsonstream, "CHUNK", 2**12)
     peaks: dict[str, list[int]] = {"fhir": [], "rexrank": []}
-    for studies in (64, 65, 1024):  # the first only fills caches
+    for studies in (64, 65, 512):  # the first only fills caches
         made = archive(str(tmp_path / "store"), studies)
         source = tmp_path / f"ReXRank_{studies}.json"
         source.write_text(json.dumps({f"s{number}": {"report": "x" * 200} for number in range(studies)}))
@@ -337,7 +337,7 @@ def test_memory_does_not_depend_on_how_many_predictions_there_are(
         assert many < 1.5 * few, (form, few, many)
 
 
-def archive(store: str, studies: int) -> Artifact:
+def archive(store: str, studies: int, name: str = "m") -> Artifact:
     """Predictions in the same form as `score` leaves them."""
     values: dict[str, Any] = {
         **dict.fromkeys(("corpus", "institution", "patient_id", "sections"), "drawn"),
@@ -356,9 +356,28 @@ def archive(store: str, studies: int) -> Artifact:
         rows = pa.Table.from_pylist([values | {"study_id": f"s{n}"} for n in range(studies)], PREDICTIONS)
         pq.write_table(rows, draft.out / "predictions" / "000000.parquet", row_group_size=32)
         pq.write_table(pa.Table.from_pylist([], FAILURES), draft.out / "failures.parquet")
-        told = {"name": "m", "digest": DIGEST, "basis": "b", "finished_at": "2026-11-23T10:00:00+00:00"}
+        told = {"name": name, "digest": DIGEST, "basis": "b", "finished_at": "2026-11-23T10:00:00+00:00"}
         (draft.out / MODEL).write_text(json.dumps(told))
         return draft.commit()
+
+
+def test_a_models_name_may_be_anything(tmp_path: Path) -> None:
+    made = archive(str(tmp_path / "store"), 1, "\\ org/model\n\x00" + "x" * 100)
+    export(made, "sr", str(tmp_path / "sr"))
+    export(made, "fhir", str(tmp_path / "fhir"))
+    (document,), (report,) = documents(tmp_path / "sr"), reports(tmp_path / "fhir")
+    assert report.contained[0].deviceName[0].name == "\\ org/model \ufffd" + "x" * 100
+    assert texts(document)["Device Observer Name"] == ["\\ org/model \ufffd" + "x" * 100]
+    assert document.ManufacturerModelName.startswith("/ org/model \ufffdxxx")
+    assert len(document.ManufacturerModelName) == 64
+
+
+def test_predictions_that_do_not_say_who_wrote_them_are_refused(tmp_path: Path) -> None:
+    made = archive(str(tmp_path / "store"), 1)
+    bare = Artifact(made.uri, made.manifest.model_copy(update={"logs": {}}))
+    for form in ("fhir", "sr"):
+        with pytest.raises(UserError, match="does not say who wrote it: score it again"):
+            export(bare, form, str(tmp_path / "out"))
 
 
 def test_rows_say_the_same_as_the_artifact(scored: Artifact) -> None:
