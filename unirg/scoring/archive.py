@@ -140,7 +140,14 @@ def score(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store: str)
         opened, wanted = _opened(config, cohort)
         ledger = Ledger.of(draft.uri)
         _ask(config, opened, wanted, endpoint, ledger)
-        made = draft.commit(_write(draft, wanted, ledger, endpoint.model_digest))
+        try:
+            made = draft.commit(_write(draft, wanted, ledger, endpoint.model_digest))
+        except ledgers.Incomplete:
+            # Another machine's client, which has all rows too, has committed them and removed the ledger.
+            found = artifact.find(draft.uri)
+            if found is None:
+                raise
+            made = found
         ledger.remove()
         return made
 
@@ -161,7 +168,10 @@ def score_part(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store:
         opened, wanted = _opened(config, cohort)
         which, of = part
         mine = [one for one in wanted if one.number % of == which]
-        _ask(config, opened, mine, endpoint, Ledger.of(uri))
+        ledger = Ledger.of(uri)
+        _ask(config, opened, mine, endpoint, ledger)
+        if artifact.find(uri):  # another client had all rows before us: what we put since is of no use
+            ledger.remove()
     return uri
 
 
@@ -196,6 +206,7 @@ def _write(draft: Draft, wanted: list[Range], ledger: Ledger, model_digest: str)
 
     Raises:
         UserError: no study got an answer of its own, so the fault lies with the endpoint or the request.
+        Incomplete: the ledger has lost rows.
     """
     counts, reasons = Counter[str](), Counter[str]()
     (draft.out / "logs").mkdir()
@@ -206,7 +217,11 @@ def _write(draft: Draft, wanted: list[Range], ledger: Ledger, model_digest: str)
     ):
         for one in wanted:
             rows = list(ledger.range(one.number).rows())
-            assert len(rows) == one.studies
+            if len(rows) != one.studies:
+                raise ledgers.Incomplete(
+                    f"{ledger.uri} has {len(rows)} of {one.studies} studies of range {one.number}, and had "
+                    "all: it was removed meanwhile; run the same command again"
+                )
             scored = [row | {"model_digest": model_digest} for row in rows if row["kind"] == "scored"]
             failed = [row for row in rows if row["kind"] == "failed"]
             predictions.write(scored)
