@@ -1,4 +1,5 @@
 """TEMPORARY: `unirg score --archive ... --endpoint ...` until the command line has it."""
+
 from __future__ import annotations
 
 import argparse
@@ -37,8 +38,10 @@ def run(command: list[str]) -> None:
             cli._done(score(settings, archive, there, asked.output))
     except Exception as error:
         import os
+
         if os.environ.get("TRACE"):
             import traceback
+
             traceback.print_exc()
         shown = telemetry.safe_error(error)
         print(f"unirg: {shown}", file=sys.stderr)
