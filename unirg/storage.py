@@ -11,10 +11,11 @@ import errno
 import hashlib
 import os
 import random
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -251,11 +252,20 @@ def names(uri: str) -> list[str]:
 
 
 def remove(uri: str) -> None:
-    """Everything below a URI, if there is anything."""
+    """Everything below a URI, if there is anything; another process may be removing it too."""
     with explained(uri):
+        if is_local(uri):
+            shutil.rmtree(local_path(uri), onerror=_unless_gone)
+            return
         fs, path = open_fs(uri)
-        if fs.isdir(path):
-            fs.rm(path, recursive=True)
+        with suppress(FileNotFoundError):  # all of it went between two listings
+            if fs.isdir(path):
+                fs.rm(path, recursive=True)
+
+
+def _unless_gone(_: object, __: str, error: tuple[Any, BaseException, Any]) -> None:
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
 
 
 def upload(source: Path, uri: str) -> None:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fhir.resources.R4B.diagnosticreport import DiagnosticReport
 
 from tests import toy
 from tests.scoring.stub import DIGEST, Stub, completion
-from tests.scoring.test_inputs import rexrank
+from tests.scoring.test_inputs import DATA, rexrank
 from unirg import artifact, cli, prompts
 from unirg.artifact import Artifact
 from unirg.cohort.corpora import jsonstream
@@ -170,17 +171,17 @@ def test_every_sr_document_is_preliminary_and_names_model_and_purpose(
         assert document.PatientName == ""
 
 
-def test_the_same_predictions_are_the_same_bytes_at_another_time(
-    scored: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_same_predictions_are_the_same_bytes_at_another_time(scored: Artifact, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    for folder, zone in ((first, "UTC"), (second, "Asia/Tokyo")):
+    program = (
+        "import sys\nfrom unirg.artifact import open_artifact\nfrom unirg.scoring.export import FORMS, export\n"
+        "for form in FORMS:\n    export(open_artifact(sys.argv[1]), form, f'{sys.argv[2]}/{form}')\n"
+    )
+    for folder, zone, seed in ((first, "UTC", "1"), (second, "Asia/Tokyo", "2")):
         folder.mkdir()
-        program = "import sys; from unirg import cli; cli.main(sys.argv[1:])"
-        for form in ("fhir", "sr", "rexrank"):
-            command = ["export", "--predictions", scored.uri, "--form", form, "--output", str(folder / form)]
-            environment = {**os.environ, "TZ": zone, "PYTHONHASHSEED": "1" if zone == "UTC" else "2"}
-            subprocess.run([sys.executable, "-c", program, *command], check=True, env=environment)
+        environment = {**os.environ, "TZ": zone, "PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", program, scored.uri, str(folder)]
+        subprocess.run(command, check=True, env=environment)
     names = sorted(path.relative_to(first) for path in first.rglob("*") if path.is_file())
     assert len(names) == 23 + 3
     for name in names:
@@ -217,6 +218,22 @@ def test_a_rexrank_file_comes_back_with_predictions_and_nothing_changed(tmp_path
     assert compared[0].pair == ("Findings: One.\x00 Impression: \U0001f600", "Findings: Clear.")
     system = candidates.policy("stub", made, read[:2])
     assert {key: text for key, (text, _) in added.items() if text} == dict(system.texts["report"])
+
+
+@pytest.mark.real_data
+@pytest.mark.skipif(not (DATA / "rexrank").is_dir(), reason="no ReXrank files at ../shared/data")
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_rexranks_own_file_comes_back_value_for_value(tmp_path: Path, split: str) -> None:
+    source = DATA / "rexrank" / f"ReXRank_IUXray_{split}.json"
+    before = json.loads(source.read_text())
+    made = archive(str(tmp_path / "store"), len(before), ids=sorted(before)[1:])
+    target = tmp_path / source.name
+    assert export(made, "rexrank", str(target), str(source)) == {"reports": len(before) - 1, "without": 1}
+    after = json.loads(target.read_text())
+    for study in after.values():
+        assert study.pop("notice") == NOTICE
+        assert isinstance(study.pop("model_prediction"), str)
+    assert json.dumps(after) == json.dumps(before)
 
 
 def test_an_archive_that_is_no_rexrank_file_takes_its_form(
@@ -322,7 +339,7 @@ def test_memory_does_not_depend_on_how_many_predictions_there_are(
     monkeypatch.setattr(predictions, "BATCH", 32)
     monkeypatch.setattr(jsonstream, "CHUNK", 2**12)
     peaks: dict[str, list[int]] = {"fhir": [], "rexrank": []}
-    for studies in (64, 65, 1024):  # the first only fills caches
+    for studies in (64, 65, 512):  # the first only fills caches
         made = archive(str(tmp_path / "store"), studies)
         source = tmp_path / f"ReXRank_{studies}.json"
         source.write_text(json.dumps({f"s{number}": {"report": "x" * 200} for number in range(studies)}))
@@ -337,7 +354,7 @@ def test_memory_does_not_depend_on_how_many_predictions_there_are(
         assert many < 1.5 * few, (form, few, many)
 
 
-def archive(store: str, studies: int) -> Artifact:
+def archive(store: str, studies: int, name: str = "m", ids: Sequence[str] = ()) -> Artifact:
     """Predictions in the same form as `score` leaves them."""
     values: dict[str, Any] = {
         **dict.fromkeys(("corpus", "institution", "patient_id", "sections"), "drawn"),
@@ -353,12 +370,33 @@ def archive(store: str, studies: int) -> Artifact:
     with artifact.draft(store, "score", 2, ScoreConfig(limit=studies), {}) as draft:
         for folder in ("predictions", "logs"):
             (draft.out / folder).mkdir()
-        rows = pa.Table.from_pylist([values | {"study_id": f"s{n}"} for n in range(studies)], PREDICTIONS)
+        rows = pa.Table.from_pylist(
+            [values | {"study_id": one} for one in ids or [f"s{n}" for n in range(studies)]], PREDICTIONS
+        )
         pq.write_table(rows, draft.out / "predictions" / "000000.parquet", row_group_size=32)
         pq.write_table(pa.Table.from_pylist([], FAILURES), draft.out / "failures.parquet")
-        told = {"name": "m", "digest": DIGEST, "basis": "b", "finished_at": "2026-11-23T10:00:00+00:00"}
+        told = {"name": name, "digest": DIGEST, "basis": "b", "finished_at": "2026-11-23T10:00:00+00:00"}
         (draft.out / MODEL).write_text(json.dumps(told))
         return draft.commit()
+
+
+def test_a_models_name_may_be_anything(tmp_path: Path) -> None:
+    made = archive(str(tmp_path / "store"), 1, "\\ org/model\n\x00" + "x" * 100)
+    export(made, "sr", str(tmp_path / "sr"))
+    export(made, "fhir", str(tmp_path / "fhir"))
+    (document,), (report,) = documents(tmp_path / "sr"), reports(tmp_path / "fhir")
+    assert report.contained[0].deviceName[0].name == "\\ org/model \ufffd" + "x" * 100
+    assert texts(document)["Device Observer Name"] == ["\\ org/model \ufffd" + "x" * 100]
+    assert document.ManufacturerModelName.startswith("/ org/model \ufffdxxx")
+    assert len(document.ManufacturerModelName) == 64
+
+
+def test_predictions_that_do_not_say_who_wrote_them_are_refused(tmp_path: Path) -> None:
+    made = archive(str(tmp_path / "store"), 1)
+    bare = Artifact(made.uri, made.manifest.model_copy(update={"logs": {}}))
+    for form in ("fhir", "sr"):
+        with pytest.raises(UserError, match="does not say who wrote it: score it again"):
+            export(bare, form, str(tmp_path / "out"))
 
 
 def test_rows_say_the_same_as_the_artifact(scored: Artifact) -> None:

@@ -150,7 +150,14 @@ def score(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store: str)
         ledger.plan(sum(one.studies for one in wanted))
         _announce(draft.uri)
         _ask(config, opened, wanted, endpoint, ledger)
-        made = draft.commit(_write(draft, wanted, ledger, endpoint))
+        try:
+            made = draft.commit(_write(draft, wanted, ledger, endpoint))
+        except ledgers.Incomplete:
+            # Another machine's client, which has all rows too, has committed them and removed the ledger.
+            found = artifact.find(draft.uri)
+            if found is None:
+                raise
+            made = found
         ledger.remove()
         return made
 
@@ -175,6 +182,8 @@ def score_part(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store:
         mine = [one for one in wanted if one.number % of == which]
         _announce(uri)
         _ask(config, opened, mine, endpoint, ledger)
+        if artifact.find(uri):  # another client had all rows before us: what we put since is of no use
+            ledger.remove()
     return uri
 
 
@@ -212,6 +221,7 @@ def _write(draft: Draft, wanted: list[Range], ledger: Ledger, endpoint: Endpoint
 
     Raises:
         UserError: no study got an answer of its own, so the fault lies with the endpoint or the request.
+        Incomplete: the ledger has lost rows.
     """
     counts, reasons = Counter[str](), Counter[str]()
     added = {"model_digest": endpoint.model_digest, "notice": NOTICE}
@@ -223,7 +233,11 @@ def _write(draft: Draft, wanted: list[Range], ledger: Ledger, endpoint: Endpoint
     ):
         for one in wanted:
             rows = list(ledger.range(one.number).rows())
-            assert len(rows) == one.studies
+            if len(rows) != one.studies:
+                raise ledgers.Incomplete(
+                    f"{ledger.uri} has {len(rows)} of {one.studies} studies of range {one.number}, and had "
+                    "all: it was removed meanwhile; run the same command again"
+                )
             scored = [row | added for row in rows if row["kind"] == "scored"]
             failed = [row for row in rows if row["kind"] == "failed"]
             predictions.write(scored)

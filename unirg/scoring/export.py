@@ -146,7 +146,8 @@ def _author(scored: Artifact) -> Author:
         raise UserError(f"{scored.uri} does not say who wrote it: score it again with this version")
     told = json.loads(scored.path(MODEL).read_bytes())
     finished = datetime.fromisoformat(told["finished_at"])
-    return Author(told["name"], told["digest"], told["basis"], finished)
+    name = " ".join(plain(told["name"]).split())  # whatever a user calls a model
+    return Author(name, told["digest"], told["basis"], finished)
 
 
 @contextmanager

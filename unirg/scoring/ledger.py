@@ -61,6 +61,10 @@ _READS = 4
 """Of a segment that does not come whole."""
 
 
+class Incomplete(storage.StorageError):
+    """The ledger no longer has what it had."""
+
+
 @dataclass
 class Range:
     """The ledger of one range of studies; `places` count from 0 within it. For one thread at a time."""
@@ -104,11 +108,17 @@ class Range:
             self.refresh()
 
     def rows(self) -> Iterator[Row]:
-        """The final rows in order of their places."""
+        """The final rows in order of their places.
+
+        Raises:
+            StorageError: storage failed, or a segment is damaged.
+            Incomplete: a segment is there no more.
+        """
         found: dict[int, Row] = {}
         for number in range(1, self.segments + 1):
             table = self._read(number)
-            assert table is not None
+            if table is None:
+                raise Incomplete(f"{self._uri(number)} is there no more: run the same command again")
             found |= {row["place"]: row for row in table.to_pylist() if row["kind"] in FINAL}
         for place in sorted(found):
             yield found[place]
