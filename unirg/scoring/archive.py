@@ -146,9 +146,7 @@ def score(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store: str)
         if draft.committed:
             return draft.committed
         opened, wanted = _opened(config, cohort)
-        ledger = Ledger.of(draft.uri)
-        ledger.plan(sum(one.studies for one in wanted))
-        _announce(draft.uri)
+        ledger = _begin(draft.uri, wanted)
         _ask(config, opened, wanted, endpoint, ledger)
         try:
             made = draft.commit(_write(draft, wanted, ledger, endpoint))
@@ -176,19 +174,21 @@ def score_part(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store:
     )
     if artifact.find(uri) is None:
         opened, wanted = _opened(config, cohort)
-        ledger = Ledger.of(uri)
-        ledger.plan(sum(one.studies for one in wanted))
+        ledger = _begin(uri, wanted)
         which, of = part
         mine = [one for one in wanted if one.number % of == which]
-        _announce(uri)
         _ask(config, opened, mine, endpoint, ledger)
         if artifact.find(uri):  # another client had all rows before us: what we put since is of no use
             ledger.remove()
     return uri
 
 
-def _announce(uri: str) -> None:
+def _begin(uri: str, wanted: list[Range]) -> Ledger:
+    """The ledger of an artifact, which `status` can now be asked about."""
+    ledger = Ledger.of(uri)
+    ledger.plan(sum(one.studies for one in wanted))
     print(f"score: into {uri} (`unirg score --status` of it says how far it is)", file=sys.stderr, flush=True)
+    return ledger
 
 
 def _inputs(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint) -> dict[str, Artifact | str]:
