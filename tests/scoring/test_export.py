@@ -174,7 +174,8 @@ def test_every_sr_document_is_preliminary_and_names_model_and_purpose(
 def test_the_same_predictions_are_the_same_bytes_at_another_time(scored: Artifact, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     program = (
-        "import sys\nfrom unirg.artifact import open_artifact\nfrom unirg.scoring.export import FORMS, export\n"
+        "import sys\nfrom unirg.artifact import open_artifact\n"
+        "from unirg.scoring.export import FORMS, export\n"
         "for form in FORMS:\n    export(open_artifact(sys.argv[1]), form, f'{sys.argv[2]}/{form}')\n"
     )
     for folder, zone, seed in ((first, "UTC", "1"), (second, "Asia/Tokyo", "2")):
@@ -339,7 +340,7 @@ def test_memory_does_not_depend_on_how_many_predictions_there_are(
     monkeypatch.setattr(predictions, "BATCH", 32)
     monkeypatch.setattr(jsonstream, "CHUNK", 2**12)
     peaks: dict[str, list[int]] = {"fhir": [], "rexrank": []}
-    for studies in (64, 65, 512):  # the first only fills caches
+    for studies in (64, 65, 256):  # the first only fills caches
         made = archive(str(tmp_path / "store"), studies)
         source = tmp_path / f"ReXRank_{studies}.json"
         source.write_text(json.dumps({f"s{number}": {"report": "x" * 200} for number in range(studies)}))
@@ -370,9 +371,8 @@ def archive(store: str, studies: int, name: str = "m", ids: Sequence[str] = ()) 
     with artifact.draft(store, "score", 2, ScoreConfig(limit=studies), {}) as draft:
         for folder in ("predictions", "logs"):
             (draft.out / folder).mkdir()
-        rows = pa.Table.from_pylist(
-            [values | {"study_id": one} for one in ids or [f"s{n}" for n in range(studies)]], PREDICTIONS
-        )
+        drawn = [values | {"study_id": one} for one in ids or [f"s{n}" for n in range(studies)]]
+        rows = pa.Table.from_pylist(drawn, PREDICTIONS)
         pq.write_table(rows, draft.out / "predictions" / "000000.parquet", row_group_size=32)
         pq.write_table(pa.Table.from_pylist([], FAILURES), draft.out / "failures.parquet")
         told = {"name": name, "digest": DIGEST, "basis": "b", "finished_at": "2026-11-23T10:00:00+00:00"}
