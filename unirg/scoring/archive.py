@@ -135,10 +135,11 @@ def score(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store: str)
     """
     inputs = _inputs(config, cohort, endpoint)
     with artifact.draft(store, "score", VERSION, config, inputs) as draft:
+        ledger = Ledger.of(draft.uri)
         if draft.committed:
+            ledger.remove()  # who was killed after the commit could not
             return draft.committed
         opened, wanted = _opened(config, cohort)
-        ledger = Ledger.of(draft.uri)
         _ask(config, opened, wanted, endpoint, ledger)
         try:
             made = draft.commit(_write(draft, wanted, ledger, endpoint.model_digest))
