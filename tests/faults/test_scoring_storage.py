@@ -30,6 +30,7 @@ from tests.scoring.clients import (
 from tests.scoring.s3_faults import Trouble, Weather, troubled
 from tests.scoring.stub_server import Behaviour, served
 from tests.waiting import until
+from unirg import storage
 
 BAD_DAYS: dict[str, dict[Trouble, float]] = {
     "30% 503": {"unavailable": 0.3},
@@ -98,6 +99,25 @@ def test_two_machines_on_one_bucket_leave_every_study_once(
     (made,) = clients.committed(store)
     assert clients.digest(made) == scoring.digest
     assert assert_no_duplicate_and_nothing_partial(store) == STUDIES
+
+
+def test_a_ledger_that_a_killed_client_left_beside_its_artifact_is_removed(
+    scoring: World, moto_s3: S3, tmp_path: Path
+) -> None:
+    store = f"s3://{moto_s3.bucket()}/store"
+    with served(QUICK, tmp_path / "log") as stub:
+        worker = Client(scoring.archive, stub.url, store, part="0/1", environment=moto_s3.environment)
+        assert worker.wait() == 0, worker.said
+        left = {uri: storage.read_bytes(uri) for uri in clients.files(store, ".work", "").values()}
+        made = scored(scoring.archive, stub.url, store, environment=moto_s3.environment)
+        assert clients.files(store, ".work", "") == {}
+        for uri, data in left.items():
+            storage.put_new(uri, data)
+        again = scored(scoring.archive, stub.url, store, environment=moto_s3.environment)
+        assert len(stub.asked()) == STUDIES
+    assert again.digest == made.digest
+    assert len(left) > 10
+    assert clients.files(store, ".work", "") == {}
 
 
 # Disk and clock

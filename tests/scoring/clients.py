@@ -132,9 +132,14 @@ def die_at(place: str, events: tuple[str, ...], number: int) -> None:
     """
     left = number
 
+    def below(event: str, arguments: tuple[Any, ...]) -> bool:
+        if event in ("os.remove", "os.rmdir") and arguments[1] >= 0:  # by a name in an open folder
+            return os.readlink(f"/proc/self/fd/{arguments[1]}").startswith(place)
+        return any(str(one).startswith(place) for one in arguments)
+
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
-        if (not events or event in events) and any(str(one).startswith(place) for one in arguments):
+        if (not events or event in events) and below(event, arguments):
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)

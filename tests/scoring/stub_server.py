@@ -307,8 +307,16 @@ class Served:
         return found
 
     def kill(self) -> None:
-        """End the server as a crash does; its supervisor starts it again."""
-        os.kill(int(self.stats()["pid"]), signal.SIGKILL)
+        """End the server as a crash does, once it is there; its supervisor starts it again."""
+        until = time.monotonic() + 10
+        while True:
+            try:
+                os.kill(int(self.stats()["pid"]), signal.SIGKILL)
+                return
+            except OSError:  # it is between two lives
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.005)
 
     def asked(self) -> list[str]:
         """The question of every request that arrived, in order."""

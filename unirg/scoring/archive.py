@@ -144,6 +144,7 @@ def score(config: ScoreConfig, cohort: Artifact, endpoint: Endpoint, store: str)
     inputs = _inputs(config, cohort, endpoint)
     with artifact.draft(store, "score", VERSION, config, inputs) as draft:
         if draft.committed:
+            Ledger.of(draft.uri).remove()  # who was killed after the commit could not
             return draft.committed
         opened, wanted = _opened(config, cohort)
         ledger = _begin(draft.uri, wanted)
