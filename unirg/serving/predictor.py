@@ -64,6 +64,7 @@ def build_server(
                 if len(signals) == 1:
                     loop.call_soon_threadsafe(drain)
                 else:
+                    listening.config.timeout_graceful_shutdown = 0
                     close(signum, frame)
 
             def drain() -> None:
@@ -162,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batcher = Batcher(policy.prompt, policy.complete, given.max_batch, MAX_WAITING)
     model = build_model(given.model_name, given.model_digest, batcher, token)
     build_server(given.host, given.port, given.model_digest, batcher, given.ready_file).start([model])
+    policy.abandoned = True  # what is still generated nobody waits for, but the interpreter's end would
 
 
 if __name__ == "__main__":
