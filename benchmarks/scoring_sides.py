@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 
 from tests import toy
-from unirg import checkpoint, prompts
+from unirg import checkpoint, prompt_recipes, prompts
 from unirg.artifact import Artifact, open_artifact
 from unirg.cohort.reader import Cohort
 from unirg.scoring.archive import ScoreConfig, score
-from unirg.scoring.questions import Question, body, questions, ranges
+from unirg.scoring.questions import Asking, Question, body, questions, ranges
 from unirg.serving.endpoint import ServeConfig, open_endpoint, serve
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +42,7 @@ class Used:
 
 def client(archive: Artifact, url: str, store: Path, *settings: str) -> Used:
     """`unirg score` as a process of its own, alone in its store."""
-    command = [sys.executable, "-m", "tests.scoring.shim", "score", "--archive", archive.uri, "--endpoint", url]
+    command = [sys.executable, "-m", "unirg.cli", "score", "--archive", archive.uri, "--endpoint", url]
     command += ["--model", "stub", "--output", str(store), *settings]
     began = time.monotonic()
     with open(store.with_suffix(".log"), "wb+") as log:
@@ -81,8 +81,8 @@ class World:
 
     def asked(self, studies: int) -> list[Question]:
         cohort = Cohort.open(self.archive)
-        wanted = ranges(cohort, ("test",), studies, studies)
-        return [question for one in wanted for question in questions(cohort, one, (), False)]
+        wanted, how = ranges(cohort, ("test",), studies, studies), Asking(prompt_recipes.load("unirg"))
+        return [question for one in wanted for question in questions(cohort, one, (), how)]
 
     def generate(self, asked: Sequence[Question], batch: int) -> float:
         """Reports a second of `model.generate` over the studies in batches, images decoded as they come."""
@@ -138,6 +138,7 @@ class _There:
     url: str
     model_digest: str
     model_name: str = "unirg"
+    restarts: bool = False
 
     def connect(self) -> AbstractContextManager[str]:
         return nullcontext(self.url)

@@ -25,7 +25,10 @@ from unirg import storage
 from unirg.artifact import Artifact, open_artifact
 from unirg.processes import die_with_parent
 
-PRELOAD = ["unirg.cli", "unirg.scoring.archive", "unirg.scoring.engine", "httpx", "s3fs", "pyarrow.parquet"]
+PRELOAD = [
+    *("unirg.cli", "unirg.scoring.archive", "unirg.scoring.inputs", "unirg.scoring.remote", "unirg.serving.endpoint"),
+    *("httpx", "httpcore", "anyio._backends._asyncio", "s3fs", "pyarrow.parquet", "pyarrow.dataset", "PIL.Image"),
+]
 SEGMENT, RANGE = 16, 64
 SMALL = (
     f"segment_studies={SEGMENT}",
@@ -56,17 +59,7 @@ class Client:
             before: called in the process before the command.
             environment: variables set over this process's own, before the command.
         """
-        command = [
-            "score",
-            "--archive",
-            archive,
-            "--endpoint",
-            endpoint,
-            "--model",
-            "stub",
-            "--output",
-            store,
-        ]
+        command = ["score", f"--archive={archive}", f"--endpoint={endpoint}", "--model=stub", f"--output={store}"]
         command += [f"--part={part}"] if part else []
         command += [*SMALL, *settings]
         context = multiprocessing.get_context("forkserver")
@@ -114,7 +107,7 @@ def _main(
         os.dup2(file.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(environment)
-    from tests.scoring.shim import run as main
+    from unirg.cli import main
 
     if before:
         before()

@@ -25,6 +25,7 @@ class CopyPrior:
     """An `unirg.scoring.archive.Endpoint` that is there while it is connected to, on this machine only."""
 
     model_name = MODEL
+    restarts = False
     model_digest = sha256(f"{MODEL}/{VERSION}".encode())
     basis = "the program's own version"
     headers: dict[str, str] = {}

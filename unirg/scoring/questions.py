@@ -6,12 +6,13 @@ a few studies at a time, so that memory does not depend on how many there are.
 
 from __future__ import annotations
 
-import base64
-import json
 import random
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
+import pybase64
 
 from unirg import prompts
 from unirg.cohort.reader import Cohort, Shard
@@ -124,13 +125,13 @@ def _question(cohort: Cohort, place: int, study: Study, how: Asking) -> Question
 
 def _image_part(png: bytes, recipe: PromptRecipe) -> dict[str, Any]:
     form = recipe.pictures.format
-    url = f"data:image/{form};base64," + base64.b64encode(recipe.pictures.made(png)).decode()
+    url = f"data:image/{form};base64," + pybase64.b64encode_as_string(recipe.pictures.made(png))
     return {"type": "image_url", "image_url": {"url": url}}
 
 
 def body(question: Question, parameters: dict[str, Any]) -> bytes:
     """The request but for the model's name, which a deployment chooses: its digest says what was asked."""
-    return json.dumps({"messages": question.messages} | parameters).encode()
+    return orjson.dumps({"messages": question.messages} | parameters)
 
 
 def permutation(cohort: Cohort, splits: Sequence[Split], seed: int) -> Shown:

@@ -38,6 +38,8 @@ class Identity(NamedTuple):
 class RemoteEndpoint:
     """One model at one base URL, such as `https://api.openai.com/v1`; an `unirg.scoring.archive.Endpoint`."""
 
+    restarts = False
+
     def __init__(
         self, base_url: str, model: str, stated: str = "", environ: Mapping[str, str] = os.environ
     ) -> None:

@@ -277,6 +277,8 @@ class Run:
 
     async def _in_writer(self, function: Callable[[T], object], argument: T) -> None:
         work = asyncio.get_running_loop().run_in_executor(self._writer, function, argument)
+        # What failed when nobody waits for it any more is put again at the end, and told then.
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
         await asyncio.shield(work)  # what the store is taking is not known to be taken until it is
 
     # The server
