@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import signal
 import socket
@@ -178,6 +179,14 @@ def test_a_request_that_says_it_is_too_large_is_refused_before_it_is_sent(base_u
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {MAX_BODY + 1}\r\n\r\n"
         connection.sendall(head.encode())
         assert b" 413 " in connection.recv(100).split(b"\r\n")[0]
+
+
+def test_headers_have_a_limit_too(base_url: str) -> None:
+    with contextlib.suppress(httpx.TransportError):  # where it hangs up before all of them are sent
+        answer = httpx.get(f"{base_url}/models", headers={"X-Large": CANARY * 20_000})
+        assert answer.status_code == 400
+        assert CANARY not in answer.text
+    assert ask(base_url).status_code == 200
 
 
 def test_a_request_in_chunks_is_refused_where_it_goes_over_the_limit(base_url: str) -> None:

@@ -45,6 +45,7 @@ def build_server(
         async def _serve(self) -> None:
             # ModelServer has no parameter for the address: without this it listens on every one.
             self._rest_server.config.host = host
+            self._rest_server.config.http = "h11"  # the other parser holds headers of any size in memory
             self._rest_server.config.headers = [(DIGEST_HEADER, digest)]  # of every response, KServe's too
             self._drain_on_signals()
             tasks = [asyncio.create_task(batcher.run()), asyncio.create_task(self._announce())]

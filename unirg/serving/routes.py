@@ -53,7 +53,7 @@ def build_model(name: str, digest: str, batcher: Batcher[Any, Any, Any], token: 
     meters.MODEL.labels(name, digest).set(1)
     meters.QUEUE.set_function(lambda: batcher.waiting)
     ours = Routes(name, digest, batcher, token, model)
-    app.router.routes += [
+    app.router.routes[:] = [
         *(Route(path, ours.completions, methods=["POST"]) for path in CHATS),
         *(Route(path, ours.models) for path in MODELS),
         *(Route(path, ours.ready) for path in (READY, f"/v1/models/{name}", f"/v2/models/{name}/ready")),
