@@ -66,7 +66,8 @@ def test_sigterm_finishes_what_was_accepted_refuses_what_is_new_and_nothing_aske
         ask(url, tools=[CANARY])
         httpx.get(url, params={"patient": CANARY})
         running = [pool.submit(ask, url, text=CANARY, max_tokens=600) for _ in range(4)]
-        until(lambda: measured(client, "unirg_queue_length") == 3)  # one is generated, alone
+        until(lambda: measured(client, "unirg_batch_size_count") == 1)
+        until(lambda: measured(client, "unirg_queue_length") == 3)  # so all four are accepted
         process.send_signal(signal.SIGTERM)
         until(lambda: client.get("/v2/health/ready").status_code == 503, 5)
         for path in ("/v1/models/toy", "/v2/models/toy/ready"):
