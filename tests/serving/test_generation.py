@@ -138,6 +138,13 @@ def test_a_row_with_a_near_tie_is_generated_again_alone(
     assert sizes == [3, 1, 1, 1]
 
 
+def test_generation_that_is_abandoned_ends_at_its_next_token(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "abandoned", True)
+    assert policy.complete([prompt(policy, max_tokens=500)])[0].completion_tokens == 1
+
+
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "<|vision_start|>"])
 def test_a_text_with_a_control_token_is_refused(policy: Policy, token: str) -> None:
     with pytest.raises(Refused) as refused:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import signal
 import socket
@@ -54,10 +55,18 @@ def test_both_addresses_answer_the_same(base_url: str) -> None:
         ("POST", "/v1/chat/completions", 400),
         ("POST", "/openai/v1/completions", 404),
         ("GET", "/openai/v1/models", 200),
+        ("GET", "/v1/models", 200),
         ("GET", "/openai/v1/chat/completions", 405),
         ("GET", "/nowhere", 404),
+        ("DELETE", "/nowhere", 404),
         ("GET", "/v1/models/nobody", 404),
+        ("GET", "/v1/models/toy", 200),
+        ("GET", "/v2/models/toy/ready", 200),
         ("GET", "/v2/health/ready", 200),
+        ("GET", "/v2/health/live", 200),
+        ("GET", "/", 200),
+        ("POST", "/v2/health/live", 404),
+        ("BREW", "/metrics", 404),
         ("GET", "/metrics", 200),
     ],
 )
@@ -67,9 +76,10 @@ def test_the_model_s_digest_is_in_every_answer_and_error(
     answer = httpx.request(method, base_url.removesuffix("/openai/v1") + path)
     assert answer.status_code == status
     assert answer.headers.get_list("X-Model-Digest") == [endpoint.model_digest]
-    if "/v2/" not in path and path != "/v1/models/nobody":  # which are KServe's own protocols
-        assert endpoint.model_digest in answer.text
-    if status >= 400 and path != "/v1/models/nobody":
+    assert endpoint.model_digest in answer.text
+    if path != "/metrics":
+        assert answer.json()["system_fingerprint"] == endpoint.model_digest
+    if status >= 400:
         assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
@@ -171,6 +181,14 @@ def test_a_request_that_says_it_is_too_large_is_refused_before_it_is_sent(base_u
         assert b" 413 " in connection.recv(100).split(b"\r\n")[0]
 
 
+def test_headers_have_a_limit_too(base_url: str) -> None:
+    with contextlib.suppress(httpx.TransportError):  # where it hangs up before all of them are sent
+        answer = httpx.get(f"{base_url}/models", headers={"X-Large": CANARY * 20_000})
+        assert answer.status_code == 400
+        assert CANARY not in answer.text
+    assert ask(base_url).status_code == 200
+
+
 def test_a_request_in_chunks_is_refused_where_it_goes_over_the_limit(base_url: str) -> None:
     def chunks() -> Iterator[bytes]:
         for _ in range(MAX_BODY // 2**20 + 1):
@@ -198,6 +216,9 @@ def test_health_answers_while_a_report_is_generated(base_url: str) -> None:
         ("POST", "/v2/models/toy/infer"),
         ("POST", "/v2/repository/models/toy/unload"),
         ("DELETE", "/openai/v1/models/toy"),
+        ("GET", "/v2"),
+        ("GET", "/openapi.json"),
+        ("GET", "/v2/models/toy"),
     ],
 )
 def test_kserve_s_other_ways_to_infer_and_to_unload_are_closed(base_url: str, method: str, path: str) -> None:
@@ -225,6 +246,43 @@ def test_the_server_ends_with_a_user_who_is_killed(endpoint: Endpoint, tmp_path:
     time.sleep(1)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/models")
+
+
+def arriving(*chunks: bytes, then_s: float = 60.0) -> Request:
+    """A request whose body arrives so far and then stands still."""
+    left = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+
+    async def receive() -> dict[str, Any]:
+        if not left:
+            await asyncio.sleep(then_s)
+            return {"type": "http.disconnect"}
+        return left.pop(0)
+
+    return Request({"type": "http", "headers": []}, receive)
+
+
+def test_a_body_that_does_not_arrive_gives_its_place_back() -> None:
+    with pytest.raises(Refused) as slow:
+        asyncio.run(routes.body(arriving(b"{"), 10, seconds=0.05))
+    assert (slow.value.status, slow.value.code) == (408, "too_slow")
+    with pytest.raises(Refused) as gone:
+        asyncio.run(routes.body(arriving(b"{", then_s=0), 10))
+    assert gone.value.status == 499
+
+
+def test_the_bodies_in_hand_have_a_limit_together() -> None:
+    room = routes.Room(10)
+    with room.taken(6):
+        with pytest.raises(Refused) as refused, room.taken(5):
+            pass
+        assert (refused.value.status, refused.value.retry_after_s) == (429, 1)
+        with room.taken(4):
+            pass
+    assert room.left == 10
+
+
+def test_a_body_of_unknown_size_takes_the_room_of_the_largest() -> None:
+    assert routes.declared(arriving()) == MAX_BODY
 
 
 @pytest.mark.parametrize("hangs_up", [True, False])

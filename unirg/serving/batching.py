@@ -25,6 +25,10 @@ _Entry: TypeAlias = tuple[PromptT, "asyncio.Future[CompletionT]", float]
 """A prompt, where its completion goes, and when its request was submitted."""
 
 
+def shutting_down() -> Refused:
+    return Refused(503, "shutting_down", "this server is shutting down: try again", retry_after_s=1)
+
+
 class Batcher(Generic[RequestT, PromptT, CompletionT]):
     """Feeds `complete` with up to `max_batch` of what `prepare` made; at most `max_waiting` may wait."""
 
@@ -55,7 +59,7 @@ class Batcher(Generic[RequestT, PromptT, CompletionT]):
             Refused: 429, all places are taken; 503, the server is about to end.
         """
         if self.closed:
-            raise Refused(503, "shutting_down", "this server is shutting down: try again", retry_after_s=1)
+            raise shutting_down()
         if self._admitted >= self.max_waiting:
             raise Refused(429, "overloaded", "too many requests are waiting: try again", retry_after_s=1)
         self._admitted += 1

@@ -19,6 +19,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 MAX_BODY = 32 * 2**20
 """Bytes of one request: eight radiographs of 512x512 are under 3 MB."""
+MAX_BODIES = 32 * MAX_BODY
+"""Bytes of all requests in hand."""
 MAX_IMAGES = 8
 MAX_PIXELS = 4096 * 4096
 MAX_ASPECT = 20

@@ -79,6 +79,8 @@ class Policy:
         )
         self.context = self.model.config.text_config.max_position_embeddings
         self.control = tuple(self.tokenizer.get_added_vocab())
+        self.abandoned = False
+        """Whether generation under way ends at its next token."""
 
     def prompt(self, request: ChatRequest) -> Prompt:
         """Decode, downscale and tokenize one request.
@@ -122,7 +124,7 @@ class Policy:
             **inputs,
             max_new_tokens=int(limits.max()),
             logits_processor=LogitsProcessorList([choice]),
-            stopping_criteria=StoppingCriteriaList([_Limits(start, limits)]),
+            stopping_criteria=StoppingCriteriaList([_Limits(self, start, limits)]),
         )
         completions = [
             self._completion(prompt, tokens)
@@ -198,10 +200,10 @@ class _Choice(LogitsProcessor):
 
 
 class _Limits(StoppingCriteria):
-    """End each row at its own `max_tokens`."""
+    """End each row at its own `max_tokens`, and all of them when their policy is abandoned."""
 
-    def __init__(self, start: int, limits: torch.Tensor) -> None:
-        self.start, self.limits = start, limits
+    def __init__(self, policy: Policy, start: int, limits: torch.Tensor) -> None:
+        self.policy, self.start, self.limits = policy, start, limits
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return input_ids.shape[1] - self.start >= self.limits
+        return (input_ids.shape[1] - self.start >= self.limits) | self.policy.abandoned

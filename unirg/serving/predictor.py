@@ -45,6 +45,7 @@ def build_server(
         async def _serve(self) -> None:
             # ModelServer has no parameter for the address: without this it listens on every one.
             self._rest_server.config.host = host
+            self._rest_server.config.http = "h11"  # the other parser holds headers of any size in memory
             self._rest_server.config.headers = [(DIGEST_HEADER, digest)]  # of every response, KServe's too
             self._drain_on_signals()
             tasks = [asyncio.create_task(batcher.run()), asyncio.create_task(self._announce())]
@@ -64,6 +65,7 @@ def build_server(
                 if len(signals) == 1:
                     loop.call_soon_threadsafe(drain)
                 else:
+                    listening.config.timeout_graceful_shutdown = 0
                     close(signum, frame)
 
             def drain() -> None:
@@ -162,6 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batcher = Batcher(policy.prompt, policy.complete, given.max_batch, MAX_WAITING)
     model = build_model(given.model_name, given.model_digest, batcher, token)
     build_server(given.host, given.port, given.model_digest, batcher, given.ready_file).start([model])
+    policy.abandoned = True  # what is still generated nobody waits for, but the interpreter's end would
 
 
 if __name__ == "__main__":
