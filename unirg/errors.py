@@ -10,5 +10,5 @@ class UserError(Exception):
 
 
 class Unavailable(UserError):
-    """What may be there at the next attempt: a store, a judge, an endpoint. The CLI exits with 75 (EX_TEMPFAIL),
-    and who starts a stage again does so then."""
+    """What may be there at the next attempt: a store, a judge, an endpoint. The CLI exits with 75
+    (EX_TEMPFAIL), and who starts a stage again does so then."""
