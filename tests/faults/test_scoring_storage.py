@@ -144,7 +144,7 @@ def small_files(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-@pytest.mark.parametrize("kilobytes", [24, 70, 130])
+@pytest.mark.parametrize("kilobytes", [30, 60, 100])
 def test_a_full_disk_is_told_and_what_is_finished_stays(
     kilobytes: int, scoring: World, tmp_path: Path, happened: Happened
 ) -> None:
@@ -156,7 +156,8 @@ def test_a_full_disk_is_told_and_what_is_finished_stays(
             larger = ["mount", "-o", "remount,size=8m", str(disk)]
             kept = until_it_is_full(disk, scoring, hurried, lambda: subprocess.run(larger, check=True))
     except (subprocess.CalledProcessError, FileNotFoundError):
-        kept = until_it_is_full(disk, scoring, partial(small_files, 100 * kilobytes), lambda: None)
+        kept = until_it_is_full(disk, scoring, partial(small_files, 140 * kilobytes), lambda: None)
+    assert (kept == STUDIES) == (kilobytes == 100)
     happened(f"full disk: {kilobytes} KiB", {"studies kept": kept})
 
 
