@@ -195,6 +195,7 @@ def test_deaths_alone_are_remembered_by_the_next_run(scoring: World, tmp_path: P
         one = Client(scoring.archive, stub.url, store)
         until(noted, 60, lambda: one.said)
         one.kill()
+        stub.up()
         before = times()
         made = scored(scoring.archive, stub.url, store)
         assert times() - before <= 1

@@ -72,8 +72,8 @@ def killed(scoring: World, stub: Served, store: Path, chance: random.Random, ser
 @pytest.mark.parametrize(
     ("kills", "server_too"),
     [
-        (8, False),
-        (5, True),
+        (6, False),
+        (4, True),
         pytest.param(KILLS, False, marks=pytest.mark.soak),
         pytest.param(KILLS // 2, True, marks=pytest.mark.soak),
     ],

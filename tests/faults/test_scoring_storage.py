@@ -54,8 +54,14 @@ def test_object_storage_on_a_bad_day_loses_nothing_and_doubles_nothing(
     store = f"s3://{moto_s3.bucket()}/store"
     weather = Weather(seed=seed, chance=BAD_DAYS[name], most=2)
     with served(QUICK, tmp_path / "log") as stub, troubled(moto_s3, weather) as seen:
-        options = {"environment": seen.environment, "before": hurried}
-        one = Client(scoring.archive, stub.url, store, "segment_studies=32", **options)
+        one = Client(
+            scoring.archive,
+            stub.url,
+            store,
+            "segment_studies=32",
+            before=hurried,
+            environment=seen.environment,
+        )
         code = one.wait()
         assert code in (0, GIVES_UP), one.said
         assert "Traceback" not in one.said
@@ -144,7 +150,7 @@ def small_files(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
 
-@pytest.mark.parametrize("kilobytes", [24, 70, 130])
+@pytest.mark.parametrize("kilobytes", [30, 60, 100])
 def test_a_full_disk_is_told_and_what_is_finished_stays(
     kilobytes: int, scoring: World, tmp_path: Path, happened: Happened
 ) -> None:
@@ -155,8 +161,9 @@ def test_a_full_disk_is_told_and_what_is_finished_stays(
         with tiny_disk(disk, kilobytes):
             larger = ["mount", "-o", "remount,size=8m", str(disk)]
             kept = until_it_is_full(disk, scoring, hurried, lambda: subprocess.run(larger, check=True))
+            assert (kept == STUDIES) == (kilobytes == 100)
     except (subprocess.CalledProcessError, FileNotFoundError):
-        kept = until_it_is_full(disk, scoring, partial(small_files, 100 * kilobytes), lambda: None)
+        kept = until_it_is_full(disk, scoring, partial(small_files, 140 * kilobytes), lambda: None)
     happened(f"full disk: {kilobytes} KiB", {"studies kept": kept})
 
 

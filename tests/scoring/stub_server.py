@@ -306,17 +306,20 @@ class Served:
             found: dict[str, float] = json.load(answer)
         return found
 
-    def kill(self) -> None:
-        """End the server as a crash does, once it is there; its supervisor starts it again."""
+    def up(self) -> int:
+        """Wait until it answers; its process."""
         until = time.monotonic() + 10
         while True:
             try:
-                os.kill(int(self.stats()["pid"]), signal.SIGKILL)
-                return
+                return int(self.stats()["pid"])
             except OSError:  # it is between two lives
                 if time.monotonic() > until:
                     raise
                 time.sleep(0.005)
+
+    def kill(self) -> None:
+        """End the server as a crash does, once it is there; its supervisor starts it again."""
+        os.kill(self.up(), signal.SIGKILL)
 
     def asked(self) -> list[str]:
         """The question of every request that arrived, in order."""

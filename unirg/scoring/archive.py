@@ -309,4 +309,8 @@ def status(uri: str) -> Iterator[str]:
         told = found.manifest.counts
         yield f"done: {told['scored']} scored, {told['failed']} failed of {told['studies']} studies"
         return
-    yield from Ledger.of(uri).status()
+    try:
+        told = list(Ledger.of(uri).status())
+    except FileNotFoundError:  # it was committed, and its ledger removed, while we read
+        told = list(status(uri))
+    yield from told

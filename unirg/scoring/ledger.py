@@ -96,7 +96,7 @@ class Range:
         Raises:
             StorageError: storage failed; nothing, or all of them, is there, and they may be put again.
         """
-        rows = list(rows)
+        rows = list(_once(rows))
         while True:
             kept = [row for row in rows if row["place"] not in self.final]
             if not kept:
@@ -147,13 +147,30 @@ class Range:
             except FileNotFoundError:
                 return None
             try:
-                return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-            except (pa.ArrowInvalid, OSError):
-                continue  # an object comes whole or not at all, so what came broke off on its way
-        raise storage.StorageError(
-            f"{uri} cannot be read as it was written ({len(data)} bytes came): restore it, or delete it with "
-            "those of a higher number, and their studies are scored again"
-        )
+                table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+                if table.column_names == SEGMENT.names:
+                    return table
+            except (pa.ArrowException, OSError):
+                pass  # an object comes whole or not at all, so what came broke off on its way
+        raise _damaged(uri, data)
+
+
+def _damaged(uri: str, data: bytes) -> storage.StorageError:
+    return storage.StorageError(
+        f"{uri} cannot be read as it was written ({len(data)} bytes came): restore it, or delete it with "
+        "those of a higher number, and their studies are scored again"
+    )
+
+
+def _once(rows: Iterable[Row]) -> Iterator[Row]:
+    """All rows, but only the first final one of each study."""
+    final: set[int] = set()
+    for row in rows:
+        if row["kind"] in FINAL:
+            if row["place"] in final:
+                continue
+            final.add(row["place"])
+        yield row
 
 
 def _counted(table: pa.Table) -> pa.Table:
@@ -215,6 +232,7 @@ class Ledger:
 
         Raises:
             UserError: there is no such ledger.
+            StorageError: storage failed, or a segment is damaged.
         """
         try:
             plan = json.loads(storage.read_bytes(storage.join(self.uri, PLAN)))
@@ -230,8 +248,7 @@ class Ledger:
         for name in names:
             number, _, segment = name.partition("/")
             if segment and int(number) not in marked:
-                data = storage.read_bytes(storage.join(self.uri, name))
-                told.update(_counts(pq.read_schema(io.BytesIO(data))))
+                told.update(_told(storage.join(self.uri, name)))
         done = told["scored"] + told["failed"]
         seconds = max(time.time() - plan["begun"], 1e-6)
         left = (plan["studies"] - done) / (done / seconds) if done else math.inf
@@ -240,6 +257,14 @@ class Ledger:
             f"{done / seconds:.3g}/s and {told['completion_tokens'] / seconds:.3g} tokens/s since it began, "
             f"{left:.0f} s to go at that rate"
         )
+
+
+def _told(uri: str) -> dict[str, int]:
+    data = storage.read_bytes(uri)
+    try:
+        return _counts(pq.read_schema(io.BytesIO(data)))
+    except pa.ArrowException:
+        raise _damaged(uri, data) from None
 
 
 def _marked(names: Iterable[str]) -> dict[int, Mapping[str, int]]:
