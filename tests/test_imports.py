@@ -21,6 +21,7 @@ FOUNDATION = {
     "cluster",
     "config",
     "errors",
+    "objects",
     "processes",
     "prompt_recipes",
     "prompts",
