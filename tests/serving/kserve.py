@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from unirg import artifact
+from unirg.artifact import Artifact
+from unirg.config import Config
 from unirg.serving.inference_service import DIGEST, SLOT
 
 Object = dict[str, Any]
 GROUP, VERSION, PLURAL = "serving.kserve.io", "v1beta1", "inferenceservices"
+
+
+class _Made(Config):
+    seed: int
+    """Tells checkpoints apart."""
+
+
+def make_checkpoint(store: str, seed: int = 0) -> Artifact:
+    """An artifact that looks like a checkpoint to whoever does not load it, as only a cluster does."""
+    with artifact.draft(store, "base", 1, _Made(seed=seed), {}) as draft:
+        if draft.committed:
+            return draft.committed
+        (draft.out / "model").mkdir()
+        (draft.out / "model" / "config.json").write_text(f'{{"seed": {seed}}}')
+        return draft.commit()
+
+
+@contextmanager
+def vllm(*names: str) -> Iterator[str]:
+    """A server with vLLM's manners: no digest in a header, 404 for a model that it does not have; its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            known = self.path == "/v1/chat/completions" and asked["model"] in names
+            choice = {"message": {"role": "assistant", "content": "Clear lungs."}, "finish_reason": "stop"}
+            answer: Object = {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
+            body = json.dumps(answer if known else {"error": {"code": 404}}).encode()
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 class KServe:
@@ -25,6 +79,8 @@ class KServe:
         self.core, self.custom = client.CoreV1Api(api), client.CustomObjectsApi(api)
         self.namespace = namespace
         self.place = (GROUP, VERSION, namespace, PLURAL)
+        self.url = ""
+        """The gateway's address of every service; empty: one of their own."""
 
     def services(self) -> list[Object]:
         return list(self.custom.list_namespaced_custom_object(*self.place)["items"])
@@ -47,14 +103,14 @@ class KServe:
         thing["status"] = {"observedGeneration": thing["metadata"]["generation"]} | status
         self.custom.replace_namespaced_custom_object_status(*self.place, name, thing)
 
-    def ready(self, name: str, url: str = "", **status: Any) -> None:
+    def ready(self, name: str, **status: Any) -> None:
         """Report that everything a service asks for is there."""
         canaries = self.get(name)["spec"].get("canary", [])
         own: Object = {
             "conditions": [
                 {"type": one, "status": "True"} for one in ("IngressReady", "PredictorReady", "Ready")
             ],
-            "url": url or f"http://{name}-{self.namespace}.example.com",
+            "url": self.url or f"http://{name}-{self.namespace}.example.com",
             "address": {"url": f"http://{name}-predictor.{self.namespace}.svc.cluster.local"},
             "canaryStatuses": [
                 {"name": one["predictor"]["name"], "ready": True, "trafficPercent": one["trafficPercent"]}
@@ -78,7 +134,7 @@ class KServe:
         self.core.patch_namespaced_pod_status(pod, self.namespace, {"status": status})
 
     @contextmanager
-    def at_work(self, url: str = "") -> Iterator[None]:
+    def at_work(self) -> Iterator[None]:
         """Make every service ready soon after it is made or changed."""
         over = threading.Event()
 
@@ -87,7 +143,7 @@ class KServe:
                 for thing in self.services():
                     seen = thing.get("status", {}).get("observedGeneration", 0)
                     if seen < thing["metadata"]["generation"]:
-                        self.ready(thing["metadata"]["name"], url)
+                        self.ready(thing["metadata"]["name"])
                 time.sleep(0.02)
 
         thread = threading.Thread(target=work)

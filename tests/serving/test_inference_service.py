@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 
-from tests import crds
+from tests import crds, toy
 from tests.conftest import S3
 from tests.kubernetes import Server
-from tests.serving.kserve import KServe
+from tests.serving.kserve import KServe, make_checkpoint, vllm
 from tests.waiting import until
-from unirg import artifact, cluster, config
+from unirg import cluster, config
 from unirg.artifact import Artifact, ArtifactError
 from unirg.cluster import Cluster, Unreachable
-from unirg.config import Config
 from unirg.errors import UserError
 from unirg.objects import ARTIFACT, Toleration, annotation
+from unirg.scoring.archive import ScoreConfig, score
+from unirg.scoring.client import EndpointGone
 from unirg.serving import inference_service as isvc
 from unirg.serving import rollout
 from unirg.serving.endpoint import ServeConfig, open_endpoint, open_in_cluster, serve
@@ -56,21 +57,6 @@ EVERYTHING = InferenceServiceConfig(
 )
 
 
-class _Made(Config):
-    seed: int
-    """Tells checkpoints apart."""
-
-
-def make_checkpoint(store: str, seed: int) -> Artifact:
-    """An artifact that looks like a checkpoint to whoever does not load it, as nobody here does."""
-    with artifact.draft(store, "base", 1, _Made(seed=seed), {}) as draft:
-        if draft.committed:
-            return draft.committed
-        (draft.out / "model").mkdir()
-        (draft.out / "model" / "config.json").write_text(f'{{"seed": {seed}}}')
-        return draft.commit()
-
-
 def served(settings: InferenceServiceConfig = EVERYTHING, digest: str = "ab" * 32) -> Served:
     return Served(URI, SERVICE, "unirg-cxr", isvc.model_name("unirg-cxr", digest), digest, settings)
 
@@ -87,7 +73,8 @@ class Place:
 
     def endpoint(self, seed: int = 0, **settings: Any) -> InferenceServiceEndpoint:
         """The endpoint of a checkpoint of its own, declared as a user would."""
-        own = InferenceServiceConfig(**{"service": SERVICE, "ready_timeout_s": 20.0} | settings)
+        given: dict[str, Any] = {"service": SERVICE, "ready_timeout_s": 20.0} | settings
+        own = config.load(InferenceServiceConfig, **given)
         model = make_checkpoint(self.store, seed)
         declared = serve(ServeConfig(model_name="unirg-cxr", cluster=own), model, self.store)
         endpoint = open_in_cluster(declared.uri)
@@ -529,6 +516,25 @@ def test_one_canary_is_decided_before_anything_else_is_tried(place: Place) -> No
 def test_a_canary_needs_a_service_to_be_tried_in(place: Place) -> None:
     with pytest.raises(UserError, match="leave out --canary"):
         place.endpoint().begin(10)
+
+
+# Scoring through it
+
+
+def test_reports_are_accounted_to_the_model_that_wrote_them_and_to_no_other(double: Place) -> None:
+    endpoint, cohort = double.endpoint(reach="gateway"), toy.make_cohort(double.store, 3)
+    settings = ScoreConfig(splits=("zero_shot",))
+    with (
+        double.kserve.at_work(),
+        vllm("unirg-cxr-000000000000", "unirg-cxr") as double.kserve.url,
+        pytest.raises(EndpointGone, match=f"HTTP 404, model {endpoint.model_name}"),
+    ):
+        score(settings, cohort, endpoint, double.store)
+    with vllm(endpoint.model_name, "unirg-cxr") as double.kserve.url:
+        double.kserve.ready(SERVICE)
+        made = score(settings, cohort, endpoint, double.store)
+    assert made.manifest.counts["scored"] == 3
+    assert made.manifest.inputs["model"].digest == endpoint.model_digest
 
 
 # Deleting
