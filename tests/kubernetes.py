@@ -174,6 +174,8 @@ class Server:
             if not new.get("status"):
                 new.pop("status", None)
             self._check(key, new, old, validation)
+            if new.get("spec") != old.get("spec"):
+                new["metadata"]["generation"] = old["metadata"]["generation"] + 1
             if "deletionTimestamp" in new["metadata"] and not new["metadata"].get("finalizers"):
                 return self._remove(key)
             return self._store("MODIFIED", key, new)

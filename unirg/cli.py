@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unirg import __version__, artifact, cli_metrics, cli_retention, config, telemetry
+from unirg import __version__, artifact, cli_endpoints, cli_metrics, cli_retention, config, telemetry
 from unirg.errors import Unavailable, UserError
 
 app = typer.Typer(
@@ -38,6 +38,7 @@ weights_app = typer.Typer(no_args_is_help=True, help="Weights of the metrics' mo
 app.add_typer(weights_app, name="weights")
 app.add_typer(cli_metrics.app, name="metrics")
 app.add_typer(cli_retention.app)
+app.add_typer(cli_endpoints.app, name="endpoint")
 
 
 @app.command()
@@ -144,12 +145,35 @@ def serve(
     recipe: Recipe = None,
     store: Store = STORE,
     port: Annotated[int, typer.Option(help="Port of the OpenAI-compatible server; 0 = any.")] = 8080,
+    token_file: Annotated[
+        str, typer.Option(help="Requests must show this file's content as bearer token.")
+    ] = "",
+    canary: Annotated[
+        int | None,
+        typer.Option(min=0, max=100, help="In a cluster: try it with so many percent of the requests."),
+    ] = None,
 ) -> None:
-    """Checkpoint -> a running OpenAI-compatible endpoint on this machine, until Ctrl-C."""
-    from unirg.serving.endpoint import ServeConfig, run_foreground, serve
+    """Checkpoint -> a running OpenAI-compatible endpoint: on this machine, until Ctrl-C, or in a cluster.
+
+    With settings `cluster.…` it is begun or changed there, waited for and left, and its URI printed.
+    """
+    from unirg.serving.endpoint import ServeConfig, open_in_cluster, run_foreground, serve
 
     settings = config.load(ServeConfig, recipe, overrides or ())
-    run_foreground(serve(settings, artifact.open_artifact(checkpoint), store), port)
+    if settings.cluster and token_file:
+        raise UserError("--token-file is for a server on this machine: a cluster's gateway guards its own")
+    if not settings.cluster and canary is not None:
+        raise UserError(
+            f"--canary {canary} needs a cluster: --recipe paper/serve_cluster, or cluster.… settings"
+        )
+    declared = serve(settings, artifact.open_artifact(checkpoint), store)
+    if not settings.cluster:
+        run_foreground(declared, port, token_file=token_file)
+        return
+    endpoint = open_in_cluster(declared)
+    endpoint.begin(canary)
+    print(endpoint.wait(), file=sys.stderr)
+    print(declared.uri)
 
 
 @app.command()
@@ -164,7 +188,9 @@ def score(
         typer.Option(help="Raw studies: KEY=VALUE of staging, such as institution.unknown_view=frontal."),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="URI of a checkpoint, which is served meanwhile.")] = "",
-    endpoint: Annotated[str, typer.Option(help="Or the base URL of an OpenAI-compatible server.")] = "",
+    endpoint: Annotated[
+        str, typer.Option(help="Or an OpenAI-compatible base URL, or the URI that `unirg serve` printed.")
+    ] = "",
     model: Annotated[str, typer.Option(help="Name of the model at that endpoint.")] = "",
     model_digest: Annotated[str, typer.Option(help="Its digest, where the server tells none.")] = "",
     recipe: Recipe = None,
@@ -191,11 +217,13 @@ def score(
     if bool(checkpoint) == bool(endpoint):
         raise UserError("name either --checkpoint, which is served meanwhile, or --endpoint")
     settings = config.load(scoring.ScoreConfig, recipe, overrides or ())
-    answering: scoring.Endpoint = (
-        endpoint_of(endpoint, model, model_digest)
-        if endpoint
-        else open_endpoint(serve(ServeConfig(), artifact.open_artifact(checkpoint), store))
-    )
+    answering: scoring.Endpoint
+    if checkpoint:
+        answering = open_endpoint(serve(ServeConfig(), artifact.open_artifact(checkpoint), store))
+    elif not endpoint.startswith(("http://", "https://")) and artifact.find(endpoint):
+        answering = open_endpoint(endpoint)
+    else:
+        answering = endpoint_of(endpoint, model, model_digest)
     cohort = archive_of(archive, corpus, store, staging or ())
     if part:
         print(scoring.score_part(settings, cohort, answering, store, _part(part)))

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from tests.serving.requests import chat
-from unirg.serving.endpoint import Endpoint
+from unirg.serving.endpoint import LocalEndpoint
 
 
 def ask(base_url: str, authorization: str = "", **parameters: Any) -> httpx.Response:
@@ -24,7 +24,7 @@ def ask(base_url: str, authorization: str = "", **parameters: Any) -> httpx.Resp
 
 @contextmanager
 def started(
-    endpoint: Endpoint, folder: Path, *options: str, environment: Mapping[str, str] | None = None
+    endpoint: LocalEndpoint, folder: Path, *options: str, environment: Mapping[str, str] | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A server as (process, base URL); its log is folder/log."""
     ready = folder / "url"

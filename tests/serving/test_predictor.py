@@ -24,12 +24,14 @@ from tests.serving.servers import ask
 from unirg.artifact import open_artifact
 from unirg.serving import routes
 from unirg.serving.chat import MAX_BODY, Refused
-from unirg.serving.endpoint import Endpoint, serve
+from unirg.serving.endpoint import LocalEndpoint, serve
 
 CANARY = "DOE^JANE 4711"
 
 
-def test_the_openai_client_gets_a_report_with_the_model_s_digest(base_url: str, endpoint: Endpoint) -> None:
+def test_the_openai_client_gets_a_report_with_the_model_s_digest(
+    base_url: str, endpoint: LocalEndpoint
+) -> None:
     from openai import OpenAI
 
     client = OpenAI(base_url=base_url, api_key="none", max_retries=0)
@@ -71,7 +73,7 @@ def test_both_addresses_answer_the_same(base_url: str) -> None:
     ],
 )
 def test_the_model_s_digest_is_in_every_answer_and_error(
-    base_url: str, endpoint: Endpoint, method: str, path: str, status: int
+    base_url: str, endpoint: LocalEndpoint, method: str, path: str, status: int
 ) -> None:
     answer = httpx.request(method, base_url.removesuffix("/openai/v1") + path)
     assert answer.status_code == status
@@ -83,7 +85,7 @@ def test_the_model_s_digest_is_in_every_answer_and_error(
         assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-def test_metrics_count_and_time_and_quote_no_request(base_url: str, endpoint: Endpoint) -> None:
+def test_metrics_count_and_time_and_quote_no_request(base_url: str, endpoint: LocalEndpoint) -> None:
     def read(series: str) -> float:
         lines = httpx.get(base_url.removesuffix("/openai/v1") + "/metrics").text.splitlines()
         assert CANARY not in "".join(lines)
@@ -228,7 +230,7 @@ def test_kserve_s_other_ways_to_infer_and_to_unload_are_closed(base_url: str, me
     assert ask(base_url).status_code == 200
 
 
-def test_the_server_ends_with_a_user_who_is_killed(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_the_server_ends_with_a_user_who_is_killed(endpoint: LocalEndpoint, tmp_path: Path) -> None:
     program = (
         "import sys, time\n"
         "from unirg.serving.endpoint import open_endpoint\n"

@@ -19,13 +19,13 @@ from tests.serving.servers import ask, started
 from tests.waiting import until
 from unirg.errors import UserError
 from unirg.serving import access
-from unirg.serving.endpoint import Endpoint
+from unirg.serving.endpoint import LocalEndpoint
 
 CANARY = "DOE^JANE 4711"
 TOKEN = "s3cret-t0ken"
 
 
-def test_nobody_is_answered_before_the_policy_is_warm(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_nobody_is_answered_before_the_policy_is_warm(endpoint: LocalEndpoint, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -55,7 +55,7 @@ def measured(client: httpx.Client, series: str) -> float:
 
 
 def test_sigterm_finishes_what_was_accepted_refuses_what_is_new_and_nothing_asked_is_in_the_log(
-    endpoint: Endpoint, tmp_path: Path
+    endpoint: LocalEndpoint, tmp_path: Path
 ) -> None:
     with (
         started(endpoint, tmp_path, "--max-batch", "1") as (process, url),
@@ -88,7 +88,7 @@ def test_sigterm_finishes_what_was_accepted_refuses_what_is_new_and_nothing_aske
     assert "chat/completions" not in log
 
 
-def test_a_second_signal_closes_without_waiting(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_a_second_signal_closes_without_waiting(endpoint: LocalEndpoint, tmp_path: Path) -> None:
     with (
         started(endpoint, tmp_path) as (process, url),
         concurrent.futures.ThreadPoolExecutor(1) as pool,
@@ -109,7 +109,7 @@ def test_a_second_signal_closes_without_waiting(endpoint: Endpoint, tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def guarded(endpoint: Endpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, str]]:
+def guarded(endpoint: LocalEndpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, str]]:
     """A server that asks for a token: its process id and base URL."""
     folder = tmp_path_factory.mktemp("guarded")
     (folder / "token").write_text(f"{TOKEN}\n")
@@ -142,7 +142,7 @@ def test_with_the_token_chats_are_answered_and_probes_never_need_it(guarded: tup
     assert TOKEN not in Path(f"/proc/{pid}/cmdline").read_text()
 
 
-def test_the_token_may_come_from_the_environment(endpoint: Endpoint, tmp_path: Path) -> None:
+def test_the_token_may_come_from_the_environment(endpoint: LocalEndpoint, tmp_path: Path) -> None:
     with started(endpoint, tmp_path, environment={access.VARIABLE: TOKEN}) as (_, url):
         assert ask(url).status_code == 401
         assert ask(url, f"Bearer {TOKEN}").status_code == 200
@@ -163,7 +163,7 @@ def test_what_is_no_token_lets_nobody_in_but_is_an_error(
 
 
 def test_a_token_file_that_is_not_there_ends_the_server_with_one_line(
-    endpoint: Endpoint, tmp_path: Path
+    endpoint: LocalEndpoint, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "unirg.serving.predictor", *endpoint.arguments()]
     done = subprocess.run(

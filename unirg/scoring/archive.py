@@ -310,7 +310,7 @@ def status(uri: str) -> Iterator[str]:
         yield f"done: {told['scored']} scored, {told['failed']} failed of {told['studies']} studies"
         return
     try:
-        told = list(Ledger.of(uri).status())
+        lines = list(Ledger.of(uri).status())
     except FileNotFoundError:  # it was committed, and its ledger removed, while we read
-        told = list(status(uri))
-    yield from told
+        lines = list(status(uri))
+    yield from lines
