@@ -268,8 +268,9 @@ def test_the_status_counts_from_the_segments_themselves(tmp_path: Path) -> None:
     made.plan(8)
     made.plan(9)  # by another client; the first one stands
     made.range(0).put([row(0, "scored") | {"completion_tokens": 5}, row(1, "tried"), row(2, "failed")])
-    made.range(1).put([row(0, "scored") | {"completion_tokens": 7}])
-    made.mark_complete(1)
+    whole = made.range(1)
+    whole.put([row(0, "scored") | {"completion_tokens": 7}])
+    made.mark_complete(1, whole)
     (line,) = made.status()
     assert line.startswith("3 of 8 studies (38%), 1 failed, ")
-    assert made.complete() == {1}
+    assert made.complete() == {1: {"scored": 1, "failed": 0, "completion_tokens": 7}}
