@@ -105,7 +105,7 @@ def test_a_local_server_gets_the_token_file(
     [
         ((*CLUSTER, "--token-file", "x"), "--token-file is for a server on this machine"),
         (("--canary", "10"), "--canary 10 needs a cluster: --recipe paper/serve_cluster"),
-        ((*CLUSTER, "--canary", "101"), "101"),
+        ((*CLUSTER, "--canary", "101"), "less than or equal to 100"),
         ((*CLUSTER, "cluster.gpu=2"), "unknown key cluster.gpu: did you mean cluster.gpus?"),
         ((*CLUSTER, "cluster.max_replicas=4"), "max_replicas = 4 needs prometheus"),
         ((*CLUSTER, "--canary", "10"), "does not exist, so there is nothing to try beside"),

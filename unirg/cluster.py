@@ -78,8 +78,8 @@ def connect(namespace: str = "", context: str = "", kubeconfig: str = "") -> Clu
     Raises:
         ClusterError: there is no such configuration.
     """
-    named = context or kubeconfig or os.environ.get("KUBECONFIG")
-    inside = not named and (SERVICE_ACCOUNT / "token").is_file()
+    kubeconfig = kubeconfig or os.environ.get("KUBECONFIG", "")  # the package reads it only when imported
+    inside = not (context or kubeconfig) and (SERVICE_ACCOUNT / "token").is_file()
 
     def load() -> Any:
         from kubernetes import client, config

@@ -136,6 +136,8 @@ class KServe:
     @contextmanager
     def at_work(self) -> Iterator[None]:
         """Make every service ready soon after it is made or changed."""
+        from kubernetes.client import ApiException
+
         over = threading.Event()
 
         def work() -> None:
@@ -143,7 +145,11 @@ class KServe:
                 for thing in self.services():
                     seen = thing.get("status", {}).get("observedGeneration", 0)
                     if seen < thing["metadata"]["generation"]:
-                        self.ready(thing["metadata"]["name"])
+                        try:
+                            self.ready(thing["metadata"]["name"])
+                        except ApiException as error:  # changed or deleted meanwhile: look again
+                            if error.status not in (404, 409):
+                                raise
                 time.sleep(0.02)
 
         thread = threading.Thread(target=work)
