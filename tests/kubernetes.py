@@ -190,6 +190,8 @@ class Server:
             old = self.get(key)
             if options.get("preconditions", {}).get("uid", old["metadata"]["uid"]) != old["metadata"]["uid"]:
                 raise Refusal(409, "Conflict", f"{key[2]}: the UID in the precondition is another object's")
+            if "deletionTimestamp" in old["metadata"]:
+                return old
             if old["metadata"].get("finalizers"):
                 stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
                 return self._store(
