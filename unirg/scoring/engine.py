@@ -145,7 +145,7 @@ class Asker:
             try:
                 async with self._slot(suspect):
                     sent = time.monotonic()
-                    found = await self._once(body, history, died if suspect else None)
+                    found = await self._once(body, history, suspect, died)
             except Unavailable as error:
                 if error.why.startswith("HTTP"):
                     self.pace.turned_away(sent)
@@ -175,7 +175,7 @@ class Asker:
                 self.pace.answered()
                 return found
 
-    async def _once(self, body: bytes, history: History, died: Died | None) -> Completion:
+    async def _once(self, body: bytes, history: History, alone: bool, died: Died | None) -> Completion:
         """One request; `Broken` where the server died under it."""
         try:
             return await self.client.ask(body)
@@ -183,9 +183,10 @@ class Asker:
             if await self.client.alive():
                 raise Faulty(error.why) from None
             history.suspect = True
-            if died:
+            if alone:
                 history.deaths += 1
-                await died(history)
+                if died:
+                    await died(history)
             raise
 
     def _answered(self) -> None:
