@@ -1,0 +1,429 @@
+"""The asker against an endpoint that plays a part, on a clock that leaps: minutes pass in no time."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
+
+import pytest
+
+from unirg.scoring import engine
+from unirg.scoring.client import Broken, ChatClient, Completion, Faulty, Refused, Unavailable
+from unirg.scoring.engine import QUARANTINED, Asker, EndpointAway, History, Pace, StudyFailed
+
+T = TypeVar("T")
+DONE = Completion("Normal.", "stop", 40, 5, 0.1)
+
+
+class Leaping(asyncio.SelectorEventLoop):
+    """Where nothing is to be done before a time, it is that time."""
+
+    def __init__(self) -> None:
+        self.now, loop = 1000.0, self
+
+        class Selector(selectors.DefaultSelector):
+            def select(self, timeout: float | None = None) -> list[Any]:
+                assert timeout is not None, "everybody waits, and nobody for a time"
+                loop.now += max(timeout, 0.0)
+                return super().select(0)
+
+        super().__init__(Selector())
+
+    def time(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Leaping:
+    loop = Leaping()
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=loop.time))
+    return loop
+
+
+def run(clock: Leaping, work: Awaitable[T]) -> T:
+    async def all_of_it() -> T:
+        return await work
+
+    with asyncio.Runner(loop_factory=lambda: clock) as runner:
+        return runner.run(all_of_it())
+
+
+class Endpoint:
+    """What the asker takes for a client. `part` says what becomes of a request: an error, or nothing."""
+
+    base_url = "http://stub/v1"
+
+    def __init__(
+        self,
+        clock: Leaping,
+        part: Callable[[Endpoint, bytes], Exception | None] = lambda _, __: None,
+        latency: Callable[[Endpoint], float] = lambda _: 0.1,
+    ) -> None:
+        self._clock, self._part, self._latency = clock, part, latency
+        self.asked: list[tuple[float, bytes]] = []
+        self.beside: dict[bytes, list[int]] = {}
+        """How many others were in flight when a question came, at each time."""
+        self.now = self.answered = 0
+        self.back_at = 0.0
+        """Until then it is dead."""
+
+    @property
+    def seconds(self) -> float:
+        return self._clock.now - 1000.0
+
+    def times(self, body: bytes) -> list[float]:
+        return [when for when, asked in self.asked if asked == body]
+
+    async def alive(self) -> bool:
+        await asyncio.sleep(0)
+        return self.seconds >= self.back_at
+
+    async def ask(self, body: bytes) -> Completion:
+        self.asked.append((self.seconds, body))
+        if self.seconds < self.back_at:
+            raise Unavailable("ConnectError")
+        self.beside.setdefault(body, []).append(self.now)
+        self.now += 1
+        try:
+            ends = self.seconds + self._latency(self)
+            while self.seconds < ends:
+                await asyncio.sleep(min(0.05, ends - self.seconds + 1e-9))
+                if self.seconds < self.back_at:  # it died under us
+                    raise Broken("the connection broke")
+            if error := self._part(self, body):
+                raise error
+            self.answered += 1
+            return DONE
+        finally:
+            self.now -= 1
+
+
+def asker(endpoint: Endpoint, **settings: Any) -> Asker:
+    told = {"concurrency": 32, "retries": 3, "patience_s": 60.0} | settings
+    return Asker(cast(ChatClient, endpoint), **told)
+
+
+async def ask_all(asking: Asker, bodies: Sequence[bytes], died: engine.Died | None = None) -> list[Any]:
+    """As a run does: so many workers, which the first one that finds the endpoint away ends."""
+    found: list[Any] = [None] * len(bodies)
+    left = iter(enumerate(bodies))
+
+    async def work() -> None:
+        for number, body in left:
+            try:
+                found[number] = await asking.complete(body, History(), died)
+            except StudyFailed as failed:
+                found[number] = failed
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(asking.pace.most):
+                group.create_task(work())
+    except* EndpointAway as away:
+        raise away.exceptions[0] from None
+    return found
+
+
+def bodies(number: int) -> list[bytes]:
+    return [b"%d" % one for one in range(number)]
+
+
+# How many at a time
+
+
+def test_pace_grows_with_answers_is_halved_when_turned_away_and_stays_in_bounds(clock: Leaping) -> None:
+    pace = Pace(64)
+    assert pace.limit == 16
+    for _ in range(10):
+        clock.now += 0.01
+        pace.answered()
+    assert pace.limit == 26
+    sent = clock.now
+    clock.now += 0.1
+    pace.turned_away(sent)
+    assert pace.limit == 13
+    pace.turned_away(sent)  # which was sent before the halving
+    assert pace.limit == 13
+    pace.answered()
+    assert 13 < pace.limit < 13.1
+    for _ in range(20):
+        clock.now += 1
+        pace.turned_away(clock.now)
+    assert pace.limit == 1
+    for _ in range(10_000):
+        clock.now += 0.1 / pace.limit
+        pace.answered()
+    assert 24 < pace.limit <= 64
+
+
+def test_an_endpoint_of_fixed_latency_gets_as_many_as_are_allowed(clock: Leaping) -> None:
+    endpoint = Endpoint(clock)
+    asking = asker(endpoint, concurrency=64)
+    assert run(clock, ask_all(asking, bodies(2000))) == [DONE] * 2000
+    assert asking.pace.limit == 64
+    assert max(others[0] for others in endpoint.beside.values()) == 63
+    assert endpoint.seconds < 1.2 * 2000 / 64 * 0.1
+
+
+def test_where_more_at_a_time_only_take_longer_it_goes_back(clock: Leaping) -> None:
+    """200 a second, however many are asked."""
+    free = 0.0
+
+    def queued(endpoint: Endpoint) -> float:
+        nonlocal free
+        free = max(free, endpoint.seconds) + 1 / 200
+        return max(0.1, free - endpoint.seconds)
+
+    endpoint = Endpoint(clock, latency=queued)
+    asking = asker(endpoint, concurrency=256)
+    assert run(clock, ask_all(asking, bodies(4000))) == [DONE] * 4000
+    assert asking.pace.limit < 128
+    assert endpoint.seconds < 1.15 * 4000 / 200
+
+
+def test_an_endpoint_that_takes_ten_is_asked_about_ten_at_a_time(clock: Leaping) -> None:
+    class Small(Endpoint):
+        async def ask(self, body: bytes) -> Completion:
+            if self.now >= 10:
+                self.asked.append((self.seconds, body))
+                raise Unavailable("HTTP 429")
+            return await super().ask(body)
+
+    endpoint = Small(clock)
+    asking = asker(endpoint, concurrency=256, retries=0)
+    assert run(clock, ask_all(asking, bodies(3000))) == [DONE] * 3000
+    turned_away = len(endpoint.asked) - 3000
+    assert 0 < turned_away < 0.2 * 3000
+    assert endpoint.seconds < 2 * 3000 / 10 * 0.1
+
+
+# An endpoint that is away
+
+
+def test_an_endpoint_that_turns_everybody_away_is_asked_seldom_and_given_up_with_a_clear_word(
+    clock: Leaping,
+) -> None:
+    endpoint = Endpoint(clock, lambda _, __: Unavailable("HTTP 503"))
+    with pytest.raises(EndpointAway, match=r"completed nothing for 60 s \(HTTP 503\).*studies are kept"):
+        run(clock, ask_all(asker(endpoint, retries=0), bodies(200)))
+    assert 60 < endpoint.seconds < 60 + 2 * engine._LONGEST_WAIT_S
+    assert len(endpoint.asked) < 100
+    late = [when for when, _ in endpoint.asked if when > 5]
+    assert all(later - earlier >= 0.1 for earlier, later in pairwise(late))  # one at a time
+    assert len([when for when in late if when > 30]) < 20
+
+
+def test_after_an_outage_everything_goes_on_and_no_study_pays_for_it(clock: Leaping) -> None:
+    def part(endpoint: Endpoint, _: bytes) -> Exception | None:
+        return Unavailable("HTTP 503") if 2 < endpoint.seconds < 40 else None
+
+    endpoint = Endpoint(clock, part)
+    assert run(clock, ask_all(asker(endpoint, retries=0), bodies(2000))) == [DONE] * 2000
+    assert sum(4 < when < 40 for when, _ in endpoint.asked) < 100
+    assert endpoint.seconds < 40 + 15 + 2 * 2000 / 32 * 0.1
+
+
+def test_patience_begins_with_the_last_answer(clock: Leaping) -> None:
+    """One answer every 40 s is slow, and not away."""
+    last = 0.0
+
+    def part(endpoint: Endpoint, _: bytes) -> Exception | None:
+        nonlocal last
+        if endpoint.seconds < last + 40:
+            return Unavailable("HTTP 503")
+        last = endpoint.seconds
+        return None
+
+    assert run(clock, ask_all(asker(Endpoint(clock, part)), bodies(8))) == [DONE] * 8
+
+
+@pytest.mark.parametrize("wait_s", [3.0, 15.0])
+def test_what_retry_after_asks_for_is_waited(wait_s: float, clock: Leaping) -> None:
+    endpoint = Endpoint(
+        clock, lambda endpoint, _: Unavailable("HTTP 429", wait_s) if len(endpoint.asked) < 4 else None
+    )
+    assert run(clock, ask_all(asker(endpoint), [b"one"])) == [DONE]
+    gaps = [later - earlier for earlier, later in pairwise(endpoint.times(b"one"))]
+    assert len(gaps) == 3
+    assert all(wait_s <= gap - 0.1 <= wait_s + engine._LONGEST_WAIT_S for gap in gaps)
+
+
+def test_retry_after_holds_for_all_once_everybody_is_turned_away(clock: Leaping) -> None:
+    endpoint = Endpoint(
+        clock, lambda endpoint, _: Unavailable("HTTP 429", 20.0) if endpoint.seconds < 15 else None
+    )
+    assert run(clock, ask_all(asker(endpoint), bodies(300))) == [DONE] * 300
+    assert not [when for when, _ in endpoint.asked if 0.2 < when < 20]
+
+
+def test_pauses_are_drawn_from_nothing_to_a_bound_that_doubles(clock: Leaping) -> None:
+    asking = asker(Endpoint(clock))
+    for attempt in range(40):
+        bound = min(15.0, 0.25 * 2**attempt)
+        drawn = [asking._back_off(attempt) for _ in range(200)]
+        assert 0 <= min(drawn) < 0.2 * bound
+        assert 0.8 * bound < max(drawn) <= bound
+    assert asker(Endpoint(clock))._back_off(5) != asker(Endpoint(clock))._back_off(5)
+
+
+# A study's own faults
+
+
+@pytest.mark.parametrize(("known", "asked"), [(0, 4), (2, 2), (4, 1)])
+def test_faulty_answers_count_and_those_of_earlier_runs_too(known: int, asked: int, clock: Leaping) -> None:
+    endpoint, history = Endpoint(clock, lambda _, __: Faulty("HTTP 500")), History(attempts=known)
+    with pytest.raises(StudyFailed, match="HTTP 500") as failed:
+        run(clock, asker(endpoint, retries=3).complete(b"one", history))
+    assert len(endpoint.asked) == asked
+    assert failed.value.attempts == known + asked
+
+
+def test_a_study_out_of_tries_is_not_blamed_where_the_server_is_gone(clock: Leaping) -> None:
+    def dies(endpoint: Endpoint, _: bytes) -> Exception:
+        endpoint.back_at = 1e9
+        return Faulty("no answer in time")
+
+    endpoint = Endpoint(clock, dies)
+    with pytest.raises(EndpointAway, match="no answer in time"):
+        run(clock, asker(endpoint, retries=0).complete(b"one", History()))
+
+
+def test_what_is_refused_is_asked_once(clock: Leaping) -> None:
+    endpoint = Endpoint(clock, lambda _, __: Refused("refused: HTTP 400"))
+    with pytest.raises(StudyFailed, match="refused: HTTP 400") as failed:
+        run(clock, asker(endpoint).complete(b"one", History()))
+    assert (len(endpoint.asked), failed.value.attempts) == (1, 1)
+
+
+def test_a_connection_that_breaks_while_the_server_lives_is_a_faulty_answer(clock: Leaping) -> None:
+    endpoint, history = Endpoint(clock, lambda _, __: Broken("the connection broke")), History()
+    with pytest.raises(StudyFailed, match="the connection broke"):
+        run(clock, asker(endpoint, retries=2).complete(b"one", history))
+    assert (len(endpoint.asked), history.deaths, history.suspect) == (3, 0, False)
+
+
+# A study that the server dies of
+
+
+def poisoned(clock: Leaping, *poison: bytes) -> Endpoint:
+    def part(endpoint: Endpoint, body: bytes) -> Exception | None:
+        if body not in poison:
+            return None
+        endpoint.back_at = endpoint.seconds + 2
+        return Broken("the connection broke")
+
+    return Endpoint(clock, part)
+
+
+def test_who_was_in_flight_when_the_server_died_is_asked_alone_and_two_deaths_alone_are_enough(
+    clock: Leaping,
+) -> None:
+    endpoint, poison = poisoned(clock, b"5", b"90"), (5, 90)
+    told = run(clock, ask_all(asker(endpoint, retries=0), bodies(400)))
+    for number, one in enumerate(told):
+        if number in poison:
+            assert isinstance(one, StudyFailed)
+            assert (one.reason, one.attempts) == (QUARANTINED, 2)
+        else:
+            assert one == DONE
+    for number in poison:
+        first, *alone = endpoint.beside[b"%d" % number]
+        assert first > 0
+        assert alone == [0, 0]
+    suspects = [body for body, others in endpoint.beside.items() if len(others) > 1]
+    assert 10 < len(suspects) < 100
+    assert all(endpoint.beside[body][-1] == 0 for body in suspects)
+
+
+def test_each_death_is_told_before_the_study_is_asked_again_and_while_nothing_is_in_flight(
+    clock: Leaping,
+) -> None:
+    endpoint, events = poisoned(clock, b"5"), []
+
+    async def died(history: History) -> None:
+        asked = len(endpoint.asked)
+        await asyncio.sleep(5)  # a store takes its time
+        assert (len(endpoint.asked), endpoint.now) == (asked, 0)
+        events.append((history.deaths, len(endpoint.times(b"5"))))
+
+    run(clock, ask_all(asker(endpoint), bodies(50), died))
+    assert events == [(1, 2), (2, 3)]
+
+
+def test_a_study_that_an_earlier_run_saw_kill_once_is_asked_alone_once(clock: Leaping) -> None:
+    endpoint, history = poisoned(clock, b"5"), History(deaths=1)
+
+    async def both(asking: Asker) -> list[Any]:
+        others = ask_all(asking, [b"%d" % number for number in range(100, 300)])
+        return await asyncio.gather(asking.complete(b"5", history), others, return_exceptions=True)
+
+    failed, others = run(clock, both(asker(endpoint)))
+    assert isinstance(failed, StudyFailed)
+    assert failed.reason == QUARANTINED
+    assert others == [DONE] * 200
+    assert endpoint.beside[b"5"] == [0]
+
+
+def test_a_study_that_was_killed_beside_another_is_no_longer_blamed(clock: Leaping) -> None:
+    endpoint, history = poisoned(clock, b"5"), History()
+
+    async def both(asking: Asker) -> list[Any]:
+        return await asyncio.gather(
+            asking.complete(b"6", history), asking.complete(b"5", History()), return_exceptions=True
+        )
+
+    done, failed = run(clock, both(asker(endpoint)))
+    assert done == DONE
+    assert isinstance(failed, StudyFailed)
+    assert (history.deaths, history.attempts) == (0, 0)
+
+
+def test_a_server_of_ours_is_started_again_whenever_it_is_gone(clock: Leaping) -> None:
+    """Nobody else does: after a death among many, after one alone, and after one while nothing was asked."""
+    started: list[float] = []
+
+    def part(endpoint: Endpoint, body: bytes) -> Exception | None:
+        if body != b"5":
+            return None
+        endpoint.back_at = 1e9
+        return Broken("the connection broke")
+
+    async def revive() -> None:
+        started.append(endpoint.seconds)
+        assert endpoint.now == 0
+        endpoint.back_at = 0.0
+
+    async def twice() -> list[Any]:
+        asking = asker(endpoint, revive=revive)
+        told = await ask_all(asking, bodies(400))
+        endpoint.back_at = 1e9
+        return told + await ask_all(asking, [b"one more"])
+
+    endpoint = Endpoint(clock, part)
+    told = run(clock, twice())
+    assert [number for number, one in enumerate(told) if one != DONE] == [5]
+    assert len(started) == 4
+    assert endpoint.seconds < 20
+
+
+def test_a_server_that_never_comes_back_ends_the_run_and_blames_nobody(clock: Leaping) -> None:
+    def part(endpoint: Endpoint, body: bytes) -> Exception | None:
+        if body == b"5":
+            endpoint.back_at = 1e9
+            return Broken("the connection broke")
+        return None
+
+    endpoint, noted = Endpoint(clock, part), []
+
+    async def died(history: History) -> None:
+        noted.append(history)
+
+    with pytest.raises(EndpointAway, match="it is not there"):
+        run(clock, ask_all(asker(endpoint), bodies(100), died))
+    assert noted == []
+    assert 60 <= endpoint.seconds < 60 + 2 * engine._LONGEST_WAIT_S
+    assert len(endpoint.asked) < 200
