@@ -144,6 +144,7 @@ def serve(
     overrides: Overrides = None,
     recipe: Recipe = None,
     store: Store = STORE,
+    host: Annotated[str, typer.Option(help="Address that it listens on; 0.0.0.0 = every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the OpenAI-compatible server; 0 = any.")] = 8080,
     token_file: Annotated[
         str, typer.Option(help="Requests must show this file's content as bearer token.")
@@ -168,7 +169,7 @@ def serve(
         )
     declared = serve(settings, artifact.open_artifact(checkpoint), store)
     if not settings.cluster:
-        run_foreground(declared, port, token_file=token_file)
+        run_foreground(declared, port, host, token_file)
         return
     endpoint = open_in_cluster(declared)
     endpoint.begin(canary)
