@@ -357,7 +357,7 @@ def test_each_death_is_told_before_the_study_is_asked_again_and_while_nothing_is
 def test_a_study_that_an_earlier_run_saw_kill_once_is_asked_alone_once(clock: Leaping) -> None:
     endpoint, history = poisoned(clock, b"5"), History(deaths=1)
 
-    async def both(asking: Asker) -> list[Any]:
+    async def both(asking: Asker) -> Any:
         others = ask_all(asking, [b"%d" % number for number in range(100, 300)])
         return await asyncio.gather(asking.complete(b"5", history), others, return_exceptions=True)
 
@@ -371,7 +371,7 @@ def test_a_study_that_an_earlier_run_saw_kill_once_is_asked_alone_once(clock: Le
 def test_a_study_that_was_killed_beside_another_is_no_longer_blamed(clock: Leaping) -> None:
     endpoint, history = poisoned(clock, b"5"), History()
 
-    async def both(asking: Asker) -> list[Any]:
+    async def both(asking: Asker) -> Any:
         return await asyncio.gather(
             asking.complete(b"6", history), asking.complete(b"5", History()), return_exceptions=True
         )
