@@ -94,11 +94,13 @@ def test_an_endpoint_that_takes_ten_is_asked_about_ten_at_a_time(clock: Leaping)
 # An endpoint that is away
 
 
+@pytest.mark.parametrize("why", ["HTTP 503", "ConnectError"])
 def test_an_endpoint_that_turns_everybody_away_is_asked_seldom_and_given_up_with_a_clear_word(
+    why: str,
     clock: Leaping,
 ) -> None:
-    endpoint = Endpoint(clock, lambda _, __: Unavailable("HTTP 503"))
-    with pytest.raises(EndpointAway, match=r"completed nothing for 60 s \(HTTP 503\).*studies are kept"):
+    endpoint = Endpoint(clock, lambda _, __: Unavailable(why))
+    with pytest.raises(EndpointAway, match=rf"completed nothing for 60 s \({why}\).*studies are kept"):
         run(clock, ask_all(asker(endpoint, retries=0), bodies(200)))
     assert 60 < endpoint.seconds < 60 + 2 * engine._LONGEST_WAIT_S
     assert len(endpoint.asked) < 200
