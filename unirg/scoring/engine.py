@@ -76,7 +76,7 @@ class Pace:
     def __init__(self, most: int) -> None:
         self.most, self.limit = most, float(min(most, 16))
         self._starting = True
-        self._answers, self._since = 0, time.monotonic()
+        self._answers, self._since, self._enough = 0, time.monotonic(), 2 * self.limit
         self._best = (0.0, 1.0)
         """(answers a second, limit)"""
         self._halved = 0.0
@@ -84,7 +84,7 @@ class Pace:
     def answered(self) -> None:
         self._answers += 1
         self.limit = min(self.most, self.limit + (1.0 if self._starting else 1.0 / self.limit))
-        if self._answers >= 2 * self.limit:
+        if self._answers >= self._enough:  # twice the limit with which it began: that may grow as fast
             self._judge()
 
     def _judge(self) -> None:
@@ -96,7 +96,7 @@ class Pace:
         elif self.limit >= 2 * self._best[1]:
             self.limit, self._starting = self._best[1], False
             self._best = 0.9 * self._best[0], self._best[1]  # so that more is tried again
-        self._answers, self._since = 0, now
+        self._answers, self._since, self._enough = 0, now, 2 * self.limit
 
     def turned_away(self, since: float) -> None:
         """One that was sent at `since` got 429 or 503; those sent before the last halving halve no more."""
@@ -104,7 +104,8 @@ class Pace:
         if since >= self._halved:
             self.limit = max(1.0, self.limit / 2)
             self._halved = time.monotonic()
-            self._answers, self._since, self._best = 0, self._halved, (0.0, 1.0)
+            self._answers, self._since, self._enough = 0, self._halved, 2 * self.limit
+            self._best = (0.0, 1.0)
 
 
 class Asker:
@@ -166,6 +167,9 @@ class Asker:
                 if self._in_a_row >= _TURNED_AWAY:
                     self._not_before = max(self._not_before, time.monotonic() + pause)
                 await asyncio.sleep(pause)
+                if self._revive and not error.why.startswith("HTTP"):
+                    async with self._slot(alone=True):
+                        pass  # which starts a server that died of no suspect
             except Broken as error:
                 if history.deaths >= DEATHS:
                     raise StudyFailed(QUARANTINED, history.attempts + history.deaths) from None
