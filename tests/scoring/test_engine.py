@@ -180,7 +180,7 @@ def test_a_study_out_of_tries_is_not_blamed_where_the_server_is_gone(clock: Leap
         return Faulty("no answer in time")
 
     endpoint = Endpoint(clock, dies)
-    with pytest.raises(EndpointAway, match="no answer in time"):
+    with pytest.raises(EndpointAway, match="completed nothing for 60 s"):
         run(clock, asker(endpoint, retries=0).complete(b"one", History()))
 
 
@@ -191,11 +191,32 @@ def test_what_is_refused_is_asked_once(clock: Leaping) -> None:
     assert (len(endpoint.asked), failed.value.attempts) == (1, 1)
 
 
-def test_a_connection_that_breaks_while_the_server_lives_is_a_faulty_answer(clock: Leaping) -> None:
-    endpoint, history = Endpoint(clock, lambda _, __: Broken("the connection broke")), History()
-    with pytest.raises(StudyFailed, match="the connection broke"):
-        run(clock, asker(endpoint, retries=2).complete(b"one", history))
-    assert (len(endpoint.asked), history.deaths, history.suspect) == (3, 0, False)
+def test_a_connection_that_breaks_whoever_else_answers_is_judged_alone(clock: Leaping) -> None:
+    """One replica of several dies of it: another one is there each time."""
+
+    def part(_: Endpoint, body: bytes) -> Exception | None:
+        return Broken("the connection broke") if body == b"5" else None
+
+    endpoint = Endpoint(clock, part)
+    told = run(clock, ask_all(asker(endpoint, retries=0), bodies(200)))
+    assert isinstance(told[5], StudyFailed)
+    assert (told[5].reason, told[5].attempts) == (QUARANTINED, 2)
+    assert told[:5] + told[6:] == [DONE] * 199
+    among, alone = endpoint.beside[b"5"][:2], endpoint.beside[b"5"][2:]
+    assert (min(among) > 0, alone) == (True, [0, 0])
+
+
+def test_who_was_beside_it_when_it_broke_is_not_blamed(clock: Leaping) -> None:
+    times = 0
+
+    def part(_: Endpoint, body: bytes) -> Exception | None:
+        nonlocal times
+        times += body == b"5"
+        return Broken("the connection broke") if body == b"5" and times <= 3 else None
+
+    history = History()
+    assert run(clock, asker(Endpoint(clock, part), retries=0).complete(b"5", history)) == DONE
+    assert (history.attempts, history.breaks, history.deaths) == (0, 2, 1)
 
 
 # A study that the server dies of

@@ -133,7 +133,7 @@ class Asker:
         self._alone = asyncio.Lock()
         self._changed = asyncio.Condition()
         self._not_before = 0.0
-        self._starting, self._starting_s = asyncio.Lock(), 0.0
+        self._starting_s = 0.0
         self._last_answer = self._now()
         self._jitter = random.Random()
 
@@ -158,8 +158,6 @@ class Asker:
             except Unavailable as error:
                 if error.why.startswith("HTTP"):
                     self.pace.turned_away(sent)
-                else:
-                    await self._start_again()
                 self._in_a_row += 1
                 self._check_patience(max(began, self._last_answer), error)
                 pause = error.wait_s + self._back_off(waits)
@@ -210,18 +208,6 @@ class Asker:
     def _now(self) -> float:
         """Seconds of a clock that stands still while the server is started again."""
         return time.monotonic() - self._starting_s
-
-    async def _start_again(self) -> bool:
-        """Start the server where that is ours to do and it is not there; whether that was so."""
-        if not self._revive:
-            return False
-        async with self._starting:  # the next one finds it there
-            if await self.client.alive():
-                return False
-            began = time.monotonic()
-            await self._revive()
-            self._starting_s += time.monotonic() - began
-            return True
 
     def _answered(self) -> None:
         self._last_answer, self._in_a_row = self._now(), 0
@@ -280,7 +266,11 @@ class Asker:
         """Before a suspect is asked, the server must be there: else its death would be the study's."""
         since, waits = max(self._now(), self._last_answer), 0
         while not await self.client.alive():
-            if not await self._start_again():
-                self._check_patience(since, Broken("it is not there"))
-                await asyncio.sleep(self._back_off(waits))
-                waits += 1
+            if self._revive:
+                began = time.monotonic()
+                await self._revive()
+                self._starting_s += time.monotonic() - began
+                continue
+            self._check_patience(since, Broken("it is not there"))
+            await asyncio.sleep(self._back_off(waits))
+            waits += 1
