@@ -5,7 +5,6 @@ Exit codes: 0 done, 2 the user's mistake (one clear line, no traceback), 1 ours,
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from unirg import __version__, artifact, cli_endpoints, cli_metrics, cli_retention, config, telemetry
-from unirg.errors import Unavailable, UserError
+from unirg.errors import UserError
 
 app = typer.Typer(
     name="unirg",
@@ -377,13 +376,7 @@ def main(argv: list[str] | None = None) -> Any:
     except Exception as error:
         shown = telemetry.safe_error(error)
         print(f"unirg: {shown}", file=sys.stderr)
-        sys.exit(_exit_code(shown))
-
-
-def _exit_code(error: Exception) -> int:
-    if isinstance(error, Unavailable):
-        return os.EX_TEMPFAIL
-    return 2 if isinstance(error, UserError) else 1
+        sys.exit(shown.exit_code if isinstance(shown, UserError) else 1)
 
 
 if __name__ == "__main__":

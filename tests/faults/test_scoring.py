@@ -16,8 +16,8 @@ import pytest
 from tests.faults.scoring_world import FEW, QUICK, STUDIES, Happened, World
 from tests.scoring import clients
 from tests.scoring.clients import (
+    COME_AGAIN,
     CONCURRENCY,
-    GIVES_UP,
     SEGMENT,
     Client,
     assert_complete,
@@ -240,7 +240,7 @@ def test_an_endpoint_that_is_gone_ends_the_run_with_a_clear_word_and_the_next_on
         until(lambda: len(stub.answered()) >= 60, 60, lambda: one.said)
         stub.kill()
         began = time.monotonic()
-        assert one.wait() == GIVES_UP, one.said
+        assert one.wait() == COME_AGAIN, one.said
         assert 1.5 < time.monotonic() - began < 20
         answered = len(stub.answered())
     assert "finished studies are kept" in one.said
@@ -257,7 +257,7 @@ def test_an_endpoint_that_turns_everybody_away_is_not_stormed(scoring: World, tm
     with served(Behaviour(chance={"unavailable": 1.0}, most=10**6), tmp_path / "log") as stub:
         began = time.monotonic()
         one = Client(scoring.archive, stub.url, str(tmp_path / "store"), "patience_s=3")
-        assert one.wait() == GIVES_UP, one.said
+        assert one.wait() == COME_AGAIN, one.said
         assert time.monotonic() - began > 3
         assert CONCURRENCY <= len(stub.asked()) < 60
     assert "503" in one.said

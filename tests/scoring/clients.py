@@ -43,6 +43,8 @@ SMALL = (
 FINAL = ("scored", "failed")
 GIVES_UP = 2
 """The exit code of a command that cannot go on and says why."""
+COME_AGAIN = 75
+"""The exit code where the endpoint is away, or after SIGTERM."""
 
 
 class Client:

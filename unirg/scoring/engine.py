@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -52,6 +53,8 @@ class StudyFailed(Exception):
 
 class EndpointAway(Away):
     """The endpoint answers nothing; finished work is kept, and a later run goes on."""
+
+    exit_code = os.EX_TEMPFAIL
 
 
 @dataclass
