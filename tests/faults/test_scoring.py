@@ -235,9 +235,10 @@ def test_an_endpoint_that_is_gone_ends_the_run_with_a_clear_word_and_the_next_on
     tmp_path: Path,
 ) -> None:
     store = str(tmp_path / "store")
-    with served(Behaviour(latency_s=0.02), tmp_path / "log", restart_s=-1) as stub:
-        one = Client(scoring.archive, stub.url, store, "patience_s=2", "segment_s=1")
-        until(lambda: len(stub.answered()) >= 60, 60, lambda: one.said)
+    with served(Behaviour(latency_s=0.05), tmp_path / "log", restart_s=-1) as stub:
+        one = Client(scoring.archive, stub.url, store, "patience_s=2")
+        # More than three segments by so much that what is kept is not in full ones alone.
+        until(lambda: len(stub.answered()) >= 3 * SEGMENT + CONCURRENCY + 1, 60, lambda: one.said)
         stub.kill()
         began = time.monotonic()
         assert one.wait() == GIVES_UP, one.said
