@@ -279,6 +279,8 @@ def test_studies_that_wait_long_keep_no_more_than_a_segment_from_the_ledger(
     assert assert_no_duplicate_and_nothing_partial(store) >= STUDIES - 3 - SEGMENT
     # Nor do they, or a put under way, let it fall into many small segments.
     assert sum(map(len, clients.ledger(store).values())) <= 1.5 * STUDIES / SEGMENT
+    with served(QUICK, tmp_path / "log-2") as stub:  # and none of the ranges passes for complete
+        assert clients.digest(scored(scoring.archive, stub.url, store)) == scoring.digest
 
 
 # Two workers
