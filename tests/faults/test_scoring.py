@@ -283,6 +283,16 @@ def test_studies_that_wait_long_keep_no_more_than_a_segment_from_the_ledger(
         assert clients.digest(scored(scoring.archive, stub.url, store)) == scoring.digest
 
 
+def test_a_finished_study_waits_no_longer_than_it_may_for_its_segment(scoring: World, tmp_path: Path) -> None:
+    slow = [scoring.questions[f"s{number:07d}"] for number in (3, 70, 140)]
+    store, behaviour = str(tmp_path / "store"), Behaviour(latency_s=0.01, always={"hang": slow})
+    with served(behaviour, tmp_path / "log") as stub:
+        one = Client(scoring.archive, stub.url, store, "timeout_s=60", "segment_s=1")
+        until(lambda: len(stub.answered()) == STUDIES - 3, 60, lambda: one.said)
+        until(lambda: assert_no_duplicate_and_nothing_partial(store) == STUDIES - 3, 10, lambda: one.said)
+        one.kill()
+
+
 # Two workers
 
 
