@@ -235,9 +235,10 @@ def test_an_endpoint_that_is_gone_ends_the_run_with_a_clear_word_and_the_next_on
     tmp_path: Path,
 ) -> None:
     store = str(tmp_path / "store")
-    with served(Behaviour(latency_s=0.02), tmp_path / "log", restart_s=-1) as stub:
-        one = Client(scoring.archive, stub.url, store, "patience_s=2", "segment_s=1")
-        until(lambda: len(stub.answered()) >= 60, 60, lambda: one.said)
+    with served(Behaviour(latency_s=0.05), tmp_path / "log", restart_s=-1) as stub:
+        one = Client(scoring.archive, stub.url, store, "patience_s=2")
+        # More than three segments by so much that what is kept is not in full ones alone.
+        until(lambda: len(stub.answered()) >= 3 * SEGMENT + CONCURRENCY + 1, 60, lambda: one.said)
         stub.kill()
         began = time.monotonic()
         assert one.wait() == COME_AGAIN, one.said
@@ -278,6 +279,18 @@ def test_studies_that_wait_long_keep_no_more_than_a_segment_from_the_ledger(
     assert assert_no_duplicate_and_nothing_partial(store) >= STUDIES - 3 - SEGMENT
     # Nor do they, or a put under way, let it fall into many small segments.
     assert sum(map(len, clients.ledger(store).values())) <= 1.5 * STUDIES / SEGMENT
+    with served(QUICK, tmp_path / "log-2") as stub:  # and none of the ranges passes for complete
+        assert clients.digest(scored(scoring.archive, stub.url, store)) == scoring.digest
+
+
+def test_a_finished_study_waits_no_longer_than_it_may_for_its_segment(scoring: World, tmp_path: Path) -> None:
+    slow = [scoring.questions[f"s{number:07d}"] for number in (3, 70, 140)]
+    store, behaviour = str(tmp_path / "store"), Behaviour(latency_s=0.01, always={"hang": slow})
+    with served(behaviour, tmp_path / "log") as stub:
+        one = Client(scoring.archive, stub.url, store, "timeout_s=60", "segment_s=1")
+        until(lambda: len(stub.answered()) == STUDIES - 3, 60, lambda: one.said)
+        until(lambda: assert_no_duplicate_and_nothing_partial(store) == STUDIES - 3, 10, lambda: one.said)
+        one.kill()
 
 
 # Two workers
