@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.waiting import until
 from unirg import storage
 from unirg.errors import UserError
 from unirg.scoring import ledger
@@ -179,8 +180,11 @@ def test_however_writers_interleave_each_study_has_one_row_and_no_budget_begins_
 
 
 def write(number: int, folder: str, places: list[int]) -> int:
-    """In a process of its own: a row for each place, three at a time."""
-    mine = Range(folder)
+    """In a process of its own, when the others are up: a row for each place, three at a time."""
+    mine, gate = Range(folder), Path(folder).parent / "up"
+    gate.mkdir(exist_ok=True)
+    (gate / str(number)).touch()
+    until(lambda: len(list(gate.iterdir())) == WRITERS)
     rows = [row(place, "scored", text=f"writer {number}") for place in places]
     return sum(mine.put(rows[first : first + 3]) for first in range(0, len(rows), 3))
 
@@ -188,8 +192,8 @@ def write(number: int, folder: str, places: list[int]) -> int:
 def test_processes_that_write_at_once_leave_each_study_once(tmp_path: Path) -> None:
     folder, places = tmp_path / "000000", list(range(60))
     orders = [places, places[::-1], places[30:] + places[:30]]
-    with ProcessPoolExecutor(3, multiprocessing.get_context("fork")) as pool:
-        made = list(pool.map(write, range(3), [str(folder)] * 3, orders))
+    with ProcessPoolExecutor(WRITERS, multiprocessing.get_context("fork")) as pool:
+        made = list(pool.map(write, range(WRITERS), [str(folder)] * WRITERS, orders))
     rows = [one for rows in segments(folder) for one in rows]
     assert sorted(one["place"] for one in rows) == places
     assert sum(made) == 60

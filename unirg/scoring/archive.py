@@ -233,7 +233,7 @@ def _write(draft: Draft, wanted: list[Range], ledger: Ledger, endpoint: Endpoint
         pq.ParquetWriter(draft.out / "logs" / "latency.parquet", LATENCIES) as latencies,
     ):
         for one in wanted:
-            rows = list(ledger.range(one.number).rows())
+            rows = list(ledger.unread(one.number).rows())
             if len(rows) != one.studies:
                 raise ledgers.Incomplete(
                     f"{ledger.uri} has {len(rows)} of {one.studies} studies of range {one.number}, and had "

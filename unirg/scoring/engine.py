@@ -15,6 +15,7 @@ import asyncio
 import os
 import random
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -134,7 +135,7 @@ class Asker:
         self._revive = revive
         self._in_flight, self._in_a_row = 0, 0
         self._alone = asyncio.Lock()
-        self._changed = asyncio.Condition()
+        self._waiting: deque[asyncio.Future[None]] = deque()
         self._not_before = 0.0
         self._starting_s = 0.0
         self._last_answer = self._now()
@@ -239,7 +240,7 @@ class Asker:
                 await self._until(lambda: self._in_flight == 0)
                 await self._back()
             else:
-                await self._until(self._may_go)
+                await self._until(lambda: not self._alone.locked() and self._room() > 0)
             self._in_flight += 1
             try:
                 if (pause := self._not_before - time.monotonic()) > 0:
@@ -250,20 +251,32 @@ class Asker:
         finally:
             if alone:
                 self._alone.release()
-            await self._tell()
+            self._wake()
 
-    def _may_go(self) -> bool:
-        if self._alone.locked():
-            return False
-        return self._in_flight < (1 if self._in_a_row >= _TURNED_AWAY else self.pace.limit)
+    def _room(self) -> int:
+        """Places left."""
+        return (1 if self._in_a_row >= _TURNED_AWAY else int(self.pace.limit)) - self._in_flight
 
     async def _until(self, ready: Callable[[], bool]) -> None:
-        async with self._changed:
-            await self._changed.wait_for(ready)
+        while not ready():
+            called: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(called)
+            try:
+                await called
+            except asyncio.CancelledError:
+                self._wake()  # in place of this one
+                raise
 
-    async def _tell(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    def _wake(self) -> None:
+        """Call as many as there is room for, and not all: thousands may wait."""
+        calls = self._room()
+        if self._alone.locked():  # whoever is to be alone is among them
+            calls = 0 if self._in_flight else len(self._waiting)
+        while calls > 0 and self._waiting:
+            called = self._waiting.popleft()
+            if not called.done():
+                called.set_result(None)
+                calls -= 1
 
     async def _back(self) -> None:
         """Before a suspect is asked, the server must be there: else its death would be the study's."""

@@ -108,18 +108,19 @@ class Range:
             self.refresh()
 
     def rows(self) -> Iterator[Row]:
-        """The final rows in order of their places.
+        """The final rows in order of their places, of all segments that are there.
 
         Raises:
             StorageError: storage failed, or a segment is damaged.
-            Incomplete: a segment is there no more.
+            Incomplete: one that was read is there no more.
         """
         found: dict[int, Row] = {}
-        for number in range(1, self.segments + 1):
-            table = self._read(number)
-            if table is None:
-                raise Incomplete(f"{self._uri(number)} is there no more: run the same command again")
+        number = 1
+        while (table := self._read(number)) is not None:
             found |= {row["place"]: row for row in table.to_pylist() if row["kind"] in FINAL}
+            number += 1
+        if number <= self.segments:
+            raise Incomplete(f"{self._uri(number)} is there no more: run the same command again")
         for place in sorted(found):
             yield found[place]
 
@@ -205,9 +206,13 @@ class Ledger:
 
     def range(self, number: int) -> Range:
         """One range's, read."""
-        found = Range(storage.join(self.uri, f"{number:06d}"))
+        found = self.unread(number)
         found.refresh()
         return found
+
+    def unread(self, number: int) -> Range:
+        """One range's, for who wants its rows alone."""
+        return Range(storage.join(self.uri, f"{number:06d}"))
 
     def plan(self, studies: int) -> None:
         """Note how many studies there are, for `status`."""
