@@ -18,8 +18,8 @@ import pytest
 from tests.faults.scoring_world import STUDIES, Happened, World
 from tests.scoring import clients
 from tests.scoring.clients import (
+    COME_AGAIN,
     CONCURRENCY,
-    GIVES_UP,
     SEGMENT,
     Client,
     assert_no_duplicate_and_nothing_partial,
@@ -61,7 +61,7 @@ def killed(scoring: World, stub: Served, store: Path, chance: random.Random, ser
     assert_no_duplicate_and_nothing_partial(str(store))
     if code == -signal.SIGKILL:
         return "at some time" if moment == "time" else f"before {moment}"
-    if code == GIVES_UP and server_ends != ends:  # it came when there was no server
+    if code == COME_AGAIN and server_ends != ends:  # it came when there was no server
         assert "does not answer" in one.said, one.said
         return "no server"
     assert code == 0, one.said

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from unirg.errors import Unavailable, UserError
+from unirg.errors import UserError
 from unirg.scoring.copy_prior import CopyPrior
+from unirg.scoring.engine import EndpointAway
 from unirg.storage import sha256
 
 KEY_VARIABLE = "UNIRG_ENDPOINT_API_KEY"
@@ -114,7 +115,7 @@ class RemoteEndpoint:
         """Ask the server once.
 
         Raises:
-            Unavailable: it does not answer.
+            EndpointAway: it does not answer.
             UserError: it refuses us, or says that it is another model than stated.
         """
         header, fingerprint = self._said()
@@ -153,7 +154,7 @@ class RemoteEndpoint:
                         f"{self.base_url}/chat/completions", json=asked | {"max_completion_tokens": 16}
                     )
         except httpx.HTTPError as error:
-            raise Unavailable(
+            raise EndpointAway(
                 f"the endpoint at {self.base_url} does not answer ({type(error).__name__}): check its "
                 "address, start it, and run the same command again"
             ) from None
