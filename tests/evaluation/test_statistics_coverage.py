@@ -1,0 +1,107 @@
+"""How often the 95% intervals cover the truth, on simulated data sets; the numbers are in docs/statistics.md.
+
+    make soak TESTS="tests/evaluation/test_statistics_coverage.py -s"
+    .venv/bin/python -m tests.evaluation.test_statistics_coverage [--patients 200] [--sets 2000]
+
+Every data set has 200 patients with unequal numbers of studies (most 1 to 4, three in a hundred up to 50) and
+scores shaped as ours are: correlated within a patient, skewed, bounded, with many zeros. The truth is the
+mean over studies of the population, from 2 million patients.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unirg.evaluation.statistics import Array, bootstrap, paired
+
+SETS = 2000
+PATIENTS = 200
+RESAMPLES = 10_000
+COVERED = (0.935, 0.965)
+SHAPES = (
+    "BLEU",
+    "RadGraph-F1, a fifth zero",
+    "errors per report",
+    "errors per report, 15% missing",
+    "BLEU, paired difference",
+    "errors, paired difference",
+    "small score, nine in ten zero",
+    "share of reports, about 0.12",
+    "score falls with the patient's number of studies",
+    "normal",
+)
+
+
+def _logistic(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def _population(rng: np.random.Generator, people: int) -> tuple[Array, np.ndarray]:
+    """Scores, (studies, shapes), and each study's patient."""
+    studies = np.minimum(rng.geometric(0.45, size=people), 30)
+    studies += np.where(rng.random(people) < 0.03, rng.integers(5, 20, size=people), 0)
+    patient = np.repeat(np.arange(people), studies)
+    size = len(patient)
+
+    def noise() -> Array:
+        return rng.normal(size=size)
+
+    hard = rng.normal(size=people)[patient]
+    report = noise()
+    bleu, other_bleu = (
+        _logistic(level + 0.7 * hard + 0.6 * report + 0.5 * noise()) for level in (-1.9, -2.0)
+    )
+    f1 = np.clip(1.3 * _logistic(-1.2 + 0.8 * hard + noise()), 0, 1) * (rng.random(size) > 0.2)
+    prone = rng.gamma(1.0, size=people)[patient]
+    errors, other_errors = (
+        rng.poisson(rate * prone * rng.gamma(1.5, 1 / 1.5, size=size)).astype(np.float64)
+        for rate in (1.5, 1.3)
+    )
+    small = 0.05 * rng.beta(1, 4, size=size) * (rng.random(size) < 0.1 * (0.3 + 0.7 * prone))
+    share = (_logistic(-2.5 + hard + noise()) > rng.random(size)).astype(np.float64)
+    falling = _logistic(-1 + 0.5 * hard - 0.1 * (studies[patient] - 3) + 0.5 * noise())
+    some = np.where(rng.random(size) < 0.15, np.nan, errors)
+    columns = [bleu, f1, errors, some, paired(bleu, other_bleu), paired(errors, other_errors)]
+    return np.column_stack([*columns, small, share, falling, noise()]), patient
+
+
+def _truth(rng: np.random.Generator) -> Array:
+    total, count = (np.zeros(len(SHAPES)) for _ in range(2))
+    for _ in range(40):
+        values, _ = _population(rng, 50_000)
+        total += np.nansum(values, axis=0)
+        count += (~np.isnan(values)).sum(axis=0)
+    return total / count
+
+
+def coverage(patients: int, sets: int, seed: int) -> tuple[Array, Array, Array]:
+    """Shares of the intervals that cover the truth, lie above it, lie below it; (shapes,)."""
+    rng = np.random.default_rng(seed)
+    truth = _truth(rng)
+    above, below = (np.zeros(len(SHAPES)) for _ in range(2))
+    for number in range(sets):
+        values, patient = _population(rng, patients)
+        found = bootstrap(values, patient.astype(str).tolist(), RESAMPLES, number)
+        above += found.low > truth
+        below += found.high < truth
+    return 1 - (above + below) / sets, above / sets, below / sets
+
+
+def table(patients: int, sets: int, seed: int) -> tuple[str, Array]:
+    """Markdown, and the coverages."""
+    covered, above, below = coverage(patients, sets, seed)
+    rows = ["| score | covered | interval above the truth | below |", "|---|---|---|---|"]
+    rows += [
+        f"| {shape} | {100 * a:.1f}% | {100 * b:.1f}% | {100 * c:.1f}% |"
+        for shape, a, b, c in zip(SHAPES, covered, above, below, strict=True)
+    ]
+    return f"{patients} patients, {sets} data sets, {RESAMPLES} resamples\n\n" + "\n".join(rows), covered
+
+
+@pytest.mark.soak
+def test_the_interval_covers_the_truth_in_as_many_data_sets_as_it_says() -> None:
+    text, covered = table(PATIENTS, SETS, 0)
+    print(f"\n{text}")
+    assert covered.min() >= COVERED[0], text
+    assert covered.max() <= COVERED[1], text
