@@ -2,21 +2,23 @@
 
 **Intervals.** Studies of one patient resemble each other, so a resample draws patients with replacement and
 takes all studies of each one drawn (cluster bootstrap: Field & Welsh, J. R. Stat. Soc. B 69:369, 2007). The
-mean is over studies, a ratio: (sum over the studies drawn) / (number of studies drawn). The ends are those
-of the bootstrap-t (Efron 1982; Davison & Hinkley, Bootstrap Methods and their Application, 1997, 5.2):
-each resample's deviation from the mean is divided by the resample's own standard error, that of the ratio
-linearised, so one residual a patient (sum of scores - mean x number of studies). Scores and error counts are
-skewed and a few patients have many studies: percentile ends then fail on one side, and BCa ends (Efron,
-J. Am. Stat. Assoc. 82:171, 1987) moved that without widening the interval. Where a rare score is carried by
-very few patients, the t of resamples without them has no bound: the ends are held within the range of the
-resampled means, so of the scores too.
+mean is over studies, a ratio: (sum over the studies drawn) / (number of studies drawn). The interval is the
+symmetric bootstrap-t (Hall, J. R. Stat. Soc. B 50:35, 1988; Davison & Hinkley, Bootstrap Methods and their
+Application, 1997, 5.2): mean -+ a quantile of |t| x standard error, where a resample's t is its deviation
+from the mean over its own standard error, that of the linearised ratio, with one residual a patient (sum of
+scores - mean x number of studies). Percentile and BCa ends (Efron, J. Am. Stat. Assoc. 82:171, 1987) covered too
+little: scores and errors are skewed, and a few patients have many studies. For the latter the level is moved
+as far as Student's t lies beyond the normal (Hesterberg, Am. Stat. 69:371, 2015), with as many patients as
+would be worth the same had they equal numbers of studies (Kish, Survey Sampling, 1965). Where very few
+patients carry a rare score, the t of resamples without them has no bound: the ends are held within the range
+of the resampled means, so of the scores too.
 
 All that a resample needs are weighted sums over patients of a residual, a count and their products, so all
 resamples of all columns are one matrix product, (resamples x patients) @ (patients x sums), in blocks.
 
 **Tests.** Of two systems: approximate randomisation (Noreen, Computer-Intensive Methods for Testing
 Hypotheses, 1989; Riezler & Maxwell, ACL workshop on evaluation measures, 2005), all pairs of a patient
-swapped together. Of groups of studies: the bootstrap-t turned round. Many tests: Holm (Scand. J. Stat. 6:65,
+swapped together. Of groups of studies: the interval turned round. Many tests: Holm (Scand. J. Stat. 6:65,
 1979).
 
 A missing score is NaN: excluded, counted, never filled in.
@@ -26,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +40,8 @@ _BLOCK = 2_000_000
 """Entries of the (resamples x patients) matrix held at once: 16 MB."""
 _FLAT = 1e-6
 """A resample's standard error counts as at least this share of the data's: below it is rounding."""
+_ROUNDING = 1e-12
+"""Sums in another order differ by about this share: less than it is no difference."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Gaps:
     low: Array
     high: Array
     p: Array
-    """Two-sided, of no gap; an interval at level 1 - p has one end at zero. At least 2 / (resamples + 1)."""
+    """Two-sided, of no gap: below 0.05 where the 95% interval leaves zero out. Never below 1 / resamples."""
     adjusted: Array
     """`p` after Holm over all pairs of groups of a column: any of them might have been the best one."""
     n: NDArray[np.int64]
@@ -85,7 +90,7 @@ class Gaps:
 def bootstrap(
     values: Array, patients: Sequence[str], resamples: int, seed: int, level: float = LEVEL
 ) -> Intervals:
-    """Mean over studies with its bootstrap-t interval, for each column of `values`.
+    """Mean over studies with its interval, for each column of `values`.
 
     All columns share the resamples, so a column may as well be a difference of two others (`paired`).
 
@@ -106,7 +111,7 @@ def bootstrap(
     if sure.any():
         around = _Around(sums[:, sure], counts[:, sure])
         deviation, t = around.resampled(resamples, seed)
-        low[sure], high[sure] = _ends(mean[sure], around.error, deviation, t, level)
+        low[sure], high[sure] = around.ends(mean[sure], deviation, t, level)
     return Intervals(mean, low, high, n, len(values) - n)
 
 
@@ -138,8 +143,7 @@ def randomisation(differences: Array, patients: Sequence[str], resamples: int, s
     differences, row, people = _checked(differences, patients)
     sums, counts = _per_patient(differences, row, people)
     observed = np.abs(sums.sum(axis=0))
-    # Sums in another order differ in their last bits; a randomisation that ties with the data counts.
-    observed -= 1e-12 * np.abs(sums).sum(axis=0)
+    observed -= _ROUNDING * np.abs(sums).sum(axis=0)  # a randomisation that ties with the data counts
     rng = np.random.default_rng(seed)
     reached = np.zeros(sums.shape[1])
     block = max(1, _BLOCK // max(1, people))
@@ -219,6 +223,7 @@ def gaps(
     found = sure.any(axis=0)
     gap = np.full_like(mean, np.nan)
     gap[:, found] = mean[:, found] - mean[best[found], np.flatnonzero(found)]
+    gap[np.abs(gap) <= _ROUNDING * np.abs(mean)] = 0
     low, high, p, adjusted = (np.full_like(mean, np.nan) for _ in range(4))
     place = np.cumsum(sure).reshape(sure.shape) - 1  # of a group's mean among those with an interval
     other, column = np.nonzero(sure & (np.arange(len(names))[:, None] != best))
@@ -230,8 +235,8 @@ def gaps(
         )
         deviation, t = around.resampled(resamples, seed)
         compared = gap[other, column]
-        low[other, column], high[other, column] = _ends(compared, around.error, deviation, t, level)
-        p[other, column] = _turned(compared, around.error, t)
+        low[other, column], high[other, column] = around.ends(compared, deviation, t, level)
+        p[other, column] = around.p_values(compared, t)
     for one, able in enumerate(sure.sum(axis=0).tolist()):
         adjusted[:, one] = holm(p[:, one], able * (able - 1) // 2)
     chosen = tuple(names[at] if any_ else None for at, any_ in zip(best, found, strict=True))
@@ -277,6 +282,7 @@ class _Around:
     ) -> None:
         self._pairs = pairs
         residual = sums - sums.sum(axis=0) / counts.sum(axis=0) * counts
+        residual[np.abs(residual) <= _ROUNDING * np.abs(sums)] = 0
         # Most columns miss the same studies, mostly none: their sums of counts are needed once.
         sizes, self._which = np.unique(counts, axis=1, return_inverse=True)
         blocks = [residual, residual**2, residual * counts, sizes, sizes**2]
@@ -286,8 +292,14 @@ class _Around:
                 blocks += [left[:, first] * residual[:, second], left[:, first] * counts[:, second]]
         self._edges = np.cumsum([block.shape[1] for block in blocks])[:-1]
         self._stacked = np.hstack(blocks)
-        self.error = np.sqrt(self._deviation(self._stacked.sum(axis=0)[None])[1][0])
+        variance = self._deviation(self._stacked.sum(axis=0)[None], pairs=False)[1][0]
+        freedom = counts.sum(axis=0) ** 2 / (counts**2).sum(axis=0) - 1
+        if pairs is not None:
+            freedom = _welch(variance[first], variance[second], freedom[first], freedom[second])
+            variance = self._deviation(self._stacked.sum(axis=0)[None])[1][0]
+        self.error = np.sqrt(variance)
         """Standard error of each mean or difference, but for a factor that is the same in all resamples."""
+        self._beyond = _student(freedom)
 
     def resampled(self, resamples: int, seed: int) -> tuple[Array, Array]:
         """Deviations and their t, (resamples, columns or pairs); NaN where one draws no score."""
@@ -298,7 +310,30 @@ class _Around:
             t[rows] = deviation[rows] / np.maximum(np.sqrt(variance), least)
         return deviation, t
 
-    def _deviation(self, totals: Array) -> tuple[Array, Array]:
+    def ends(self, estimate: Array, deviation: Array, t: Array, level: float) -> tuple[Array, Array]:
+        """Ends of the intervals around `estimate`, one a column or pair."""
+        normal = NormalDist()
+        shares = [2 * normal.cdf(normal.inv_cdf((1 + level) / 2) * by) - 1 for by in self._beyond.tolist()]
+        # A resample may draw only patients without a score; it has no mean and says nothing.
+        sizes = [np.nanquantile(column, share) for column, share in zip(np.abs(t).T, shares, strict=True)]
+        half = self.error * np.array(sizes)
+        low = np.maximum(-half, np.nanmin(deviation, axis=0))
+        high = np.minimum(half, np.nanmax(deviation, axis=0))
+        return estimate + low, estimate + high
+
+    def p_values(self, estimate: Array, t: Array) -> Array:
+        """Two-sided p-values of zero: at which level the interval would end there."""
+        # Without any spread the least gap is beyond all resamples, as the interval has it; no gap is none.
+        found = np.divide(
+            np.abs(estimate), self.error, out=np.full_like(estimate, np.inf), where=self.error > 0
+        )
+        found[estimate == 0] = 0
+        share = (1 + (np.abs(t) >= found).sum(axis=0)) / (1 + (~np.isnan(t)).sum(axis=0))
+        normal = NormalDist()
+        sizes = [normal.inv_cdf(half) for half in (share / 2).tolist()]
+        return np.array([2 * normal.cdf(z / by) for z, by in zip(sizes, self._beyond.tolist(), strict=True)])
+
+    def _deviation(self, totals: Array, pairs: bool = True) -> tuple[Array, Array]:
         """Deviations and their variances, from the sums over the patients drawn."""
         residual, square, product, size, size_square, *cross = np.split(totals, self._edges, axis=1)
         size, size_square = size[:, self._which.ravel()], size_square[:, self._which.ravel()]
@@ -306,7 +341,7 @@ class _Around:
             # Residuals around the resample's own mean are `residual - shift * count`.
             shift = residual / size
             variance = (square - 2 * shift * product + shift**2 * size_square) / size**2
-            if self._pairs is not None:
+            if pairs and self._pairs is not None:
                 (first, second), (ee, ec, ce, cc) = self._pairs, cross
                 a, b = shift[:, first], shift[:, second]
                 shared = (ee - b * ec - a * ce + a * b * cc) / (size[:, first] * size[:, second])
@@ -327,24 +362,18 @@ def _drawn(people: int, resamples: int, seed: int) -> Iterator[tuple[slice, Arra
         yield slice(start, start + rows), times.astype(np.float64)
 
 
-def _ends(
-    estimate: Array, error: Array, deviation: Array, t: Array, level: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Ends of the intervals, one a column."""
-    # A resample may draw only patients without a score; it has no mean and says nothing.
-    most, least = np.nanquantile(t, [(1 + level) / 2, (1 - level) / 2], axis=0)
-    lowest, highest = np.nanmin(deviation, axis=0), np.nanmax(deviation, axis=0)
-    low = estimate + np.clip(-error * most, lowest, highest)
-    high = estimate + np.clip(-error * least, lowest, highest)
-    return low, high
+def _student(freedom: Array) -> Array:
+    """How many times farther than the normal's Student's 97.5% point lies, and its standard error is wider.
+
+    By the first terms of the expansion at infinity (Abramowitz & Stegun 26.7.5): 2% short at 4 degrees.
+    """
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    farther = 1 + (z**2 + 1) / (4 * freedom) + (5 * z**4 + 16 * z**2 + 3) / (96 * freedom**2)
+    return farther * np.sqrt((freedom + 1) / freedom)
 
 
-def _turned(estimate: Array, error: Array, t: Array) -> Array:
-    """Two-sided p-values of zero, from the distribution of t whose quantiles give the intervals."""
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = estimate / error
-    drawn = (~np.isnan(t)).sum(axis=0)
-    tail = np.minimum((t >= found).sum(axis=0), (t <= found).sum(axis=0))
-    p = np.minimum(2 * (1 + tail) / (1 + drawn), 1)
-    # Scores without any spread within their groups: nothing to hold a gap against.
-    return np.where(error > 0, p, np.nan)
+def _welch(first: Array, second: Array, of_first: Array, of_second: Array) -> Array:
+    """Degrees of freedom of a difference, from the variances of two means and theirs (Welch 1947)."""
+    with np.errstate(invalid="ignore"):  # 0 / 0: neither has spread
+        found = (first + second) ** 2 / (first**2 / of_first + second**2 / of_second)
+    return np.where(np.isnan(found), np.minimum(of_first, of_second), found)
