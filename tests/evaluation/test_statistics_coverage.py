@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unirg.evaluation.statistics import Array, bootstrap, paired
+from unirg.evaluation.statistics import Array, bootstrap, gaps, paired
 
 Counts = tuple[Array, Array]
 
@@ -88,7 +88,7 @@ def _means(patients: int, rng: np.random.Generator, sets: int) -> Counts:
 
 
 def _gaps(patients: int, rng: np.random.Generator, sets: int) -> Counts:
-    """The same of the gap between two groups that share patients; the better is so far ahead that it is known."""
+    """The same of the gap between two groups that share patients; which is the better is beyond doubt."""
     ahead = 1000.0
     above, below = (np.zeros(len(SHAPES)) for _ in range(2))
     for number in range(sets):

@@ -6,10 +6,10 @@ mean is over studies, a ratio: (sum over the studies drawn) / (number of studies
 symmetric bootstrap-t (Hall, J. R. Stat. Soc. B 50:35, 1988; Davison & Hinkley, Bootstrap Methods and their
 Application, 1997, 5.2): mean -+ a quantile of |t| x standard error, where a resample's t is its deviation
 from the mean over its own standard error, that of the linearised ratio, with one residual a patient (sum of
-scores - mean x number of studies). Percentile and BCa ends (Efron, J. Am. Stat. Assoc. 82:171, 1987) covered too
-little: scores and errors are skewed, and a few patients have many studies. For the latter the level is moved
-as far as Student's t lies beyond the normal (Hesterberg, Am. Stat. 69:371, 2015), with as many patients as
-would be worth the same had they equal numbers of studies (Kish, Survey Sampling, 1965). Where very few
+scores - mean x number of studies). Percentile and BCa ends (Efron, J. Am. Stat. Assoc. 82:171, 1987) covered
+too little: scores and errors are skewed, and a few patients have many studies. For the latter the level is
+moved as far as Student's t lies beyond the normal (Hesterberg, Am. Stat. 69:371, 2015), with as many patients
+as would be worth the same had they equal numbers of studies (Kish, Survey Sampling, 1965). Where very few
 patients carry a rare score, the t of resamples without them has no bound: the ends are held within the range
 of the resampled means, so of the scores too.
 
