@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unirg.evaluation.statistics import Array, bootstrap, gaps, paired
+from unirg.evaluation.statistics import Array, _Around, _per_patient, bootstrap, gaps, paired
 
 Counts = tuple[Array, Array]
 
@@ -87,6 +87,19 @@ def _means(patients: int, rng: np.random.Generator, sets: int) -> Counts:
     return above, below
 
 
+def _percentiles(patients: int, rng: np.random.Generator, sets: int) -> Counts:
+    """The same of the percentile interval, from the same data sets and resamples as `_means`."""
+    truth = _truth(rng)
+    above, below = (np.zeros(len(SHAPES)) for _ in range(2))
+    for number in range(sets):
+        values, patient = _population(rng, patients)
+        deviation, _ = _Around(*_per_patient(values, patient, patients)).resampled(RESAMPLES, number)
+        low, high = np.nanmean(values, axis=0) + np.quantile(deviation, [0.025, 0.975], axis=0)
+        above += low > truth
+        below += high < truth
+    return above, below
+
+
 def _gaps(patients: int, rng: np.random.Generator, sets: int) -> Counts:
     """The same of the gap between two groups that share patients; which is the better is beyond doubt."""
     ahead = 1000.0
@@ -118,6 +131,14 @@ def table(patients: int, counts: Counts, sets: int) -> str:
 def test_the_interval_of_a_mean_covers_the_truth_in_as_many_data_sets_as_it_says(patients: int) -> None:
     counts = _means(patients, np.random.default_rng(0), SETS)
     _assert_covered(patients, counts)
+
+
+@pytest.mark.soak
+def test_percentile_ends_would_cover_too_little() -> None:
+    counts = _percentiles(200, np.random.default_rng(0), SETS)
+    text = table(200, counts, SETS)
+    print(f"\n{text}")
+    assert (1 - (counts[0] + counts[1]) / SETS).min() < COVERED[0], text
 
 
 @pytest.mark.soak

@@ -78,7 +78,7 @@ class Gaps:
     low: Array
     high: Array
     p: Array
-    """Two-sided, of no gap: below 0.05 where the 95% interval leaves zero out. Never below 1 / resamples."""
+    """Two-sided, of no gap: the level left over when the interval ends at zero. Above 1 / (resamples + 1)."""
     adjusted: Array
     """`p` after Holm over all pairs of groups of a column: any of them might have been the best one."""
     n: NDArray[np.int64]
