@@ -97,7 +97,7 @@ def bootstrap(
     Args:
         values: (studies, columns), NaN where a study has no score.
         patients: (studies,), whose study each row is.
-        seed: the same seed gives the same intervals, however many columns go along.
+        seed: the same seed gives the same intervals but for rounding, however many columns go along.
 
     Raises:
         ValueError: a value is infinite, or the number of patients is not that of the rows.
