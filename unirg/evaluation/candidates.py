@@ -149,7 +149,7 @@ def of_file(name: str, file: File, studies: Sequence[Study], known_as: Callable[
     file.need("candidate")
     ids = {known_as(key): key for key in file.records}
     asked = _matching(name, file, {study.study_id for study in studies}, known_as)
-    said = {key: mended(file.text(ids[key], "candidate")) for key in asked}
+    said = {key: mended(file.text(row, "candidate")) for key, row in ids.items() if key in asked}
     parts = {key: prompts.split_sections(headed(words)) for key, words in said.items() if words}
     reasons = {
         study.study_id: "no prediction: its file has none of this study"
