@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
+from unirg import config
 from unirg.evaluation import scores
 from unirg.evaluation.absent import absent
 from unirg.evaluation.candidates import SETTINGS, System
 from unirg.evaluation.scores import Scores
+from unirg.metrics import catalog
 from unirg.metrics.catalog import CATALOG
+from unirg.metrics.weights_fetch import known
 from unirg.study import Study
+from unirg.training.scorers import WeightsConfig
 
 
 def made(asked: list[str], **values: float) -> Scores:
@@ -33,7 +39,12 @@ def test_every_score_is_either_there_or_explained() -> None:
     for scorer in ("radgraph", "bertscore", "chexbert"):
         assert scorer in found["radcliq_v1"]["why"]
         assert scorer in found["radcliq_v1"]["how"]
-    assert found["radgraph_xl"]["how"].startswith("run unirg weights fetch radgraph-xl and")
+    for record in found.values():
+        for settings in re.findall(r"make (\S+) '(\S+)'", record["how"]):
+            collected = config.load(WeightsConfig, None, settings)
+            assert collected.source == "hub"
+            assert set(known(collected.scorers)) <= set(catalog.scorers([record["metric"]]))
+    assert "fetch radgraph-xl, then unirg weights make source=hub" in found["radgraph_xl"]["how"]
 
 
 def test_a_score_in_one_setting_or_derived_is_not_absent() -> None:

@@ -39,9 +39,10 @@ def _explained(name: str, judged: bool, asked: bool) -> dict[str, str]:
         why, how = "it was asked for and no study has it", "see why under what was not scored"
     elif needed := scorers([name]):
         why = f"it needs the weights of {', '.join(needed)}"
+        collect = f"scorers=[{','.join(needed)}]"
         how = (
-            f"run unirg weights fetch {' '.join(needed)} and unirg weights make, name the artifact with "
-            f"--weights, and add {name} to scores"
+            f"run unirg weights fetch {' '.join(needed)}, then unirg weights make source=hub '{collect}', "
+            f"name the artifact with --weights, and add {name} to scores"
         )
     else:
         why, how = "it was not asked for, and needs no weights", f"add {name} to scores"
