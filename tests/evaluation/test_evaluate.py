@@ -258,8 +258,13 @@ def test_what_cannot_be_compared_is_refused(world: World) -> None:
         evaluate(config(), world.cohort(), {"x": missing}, {}, store)
 
 
-def test_a_file_with_two_predictions_of_a_study_is_refused(world: World) -> None:
+def test_predictions_with_two_runs_are_evaluated_by_the_first_and_say_so(world: World) -> None:
     cohort = world.fill(2).cohort()
-    two_runs = world.predictions("sft", cohort, world.answers(1.0), repeat=2)
-    with pytest.raises(UserError, match="8 studies have more than one"):
-        evaluate(config(), cohort, {"sft": two_runs}, {}, str(world.store))
+    answers = world.answers(1.0)
+    once = evaluate(
+        config(), cohort, {"sft": world.predictions("sft", cohort, answers)}, {}, str(world.store)
+    )
+    doubled = world.predictions("sft", cohort, answers, repeat=2)
+    twice = evaluate(config(), cohort, {"sft": doubled}, {}, str(world.store))
+    assert pq.read_table(twice.path("scores.parquet")).equals(pq.read_table(once.path("scores.parquet")))
+    assert "8 studies have more than one prediction" in aggregates.read(twice)["systems"][0]["note"]
