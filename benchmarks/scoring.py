@@ -11,9 +11,10 @@
   100,000 images are staged: an archive is drawn in which 16 pictures of 64 pixels are in every shard under
   new study ids (`tests/scoring/archives.py`), each study stored as a study of its own.
 - predictor: our client and `unirg serve`'s predictor with a toy policy that never ends a report itself,
-  beside plain code on the same studies: `model.generate` in the best of several fixed batches (images decoded
-  and prepared batch by batch, without a server), and a loop that sends one request at a time to the same
-  predictor. Of each side the best round counts; wall clock, as server and client overlap.
+  beside plain code: `model.generate` in the best of several fixed batches over a quarter of the studies
+  (images decoded and prepared batch by batch, without a server), a batch that the predictor then has too, and
+  a loop that sends one request at a time to it. Of each side the best round counts; wall clock, as server and
+  client overlap.
 """
 
 from __future__ import annotations
@@ -97,15 +98,15 @@ def predictor(folder: Path, studies: int, side: int, tokens: int, rounds: int) -
     world = World.made(archive, folder / "policy", tokens)
     asked = world.asked(studies)
     print(f"Predictor: {studies} studies at {side} px, {tokens} tokens each, the toy policy")
-    direct = {batch: 0.0 for batch in BATCHES if batch <= max(studies, BATCHES[0])}
+    direct = {batch: 0.0 for batch in BATCHES if batch <= max(studies // 4, BATCHES[0])}
     ours = loop = 0.0
     for number in range(rounds):
         for batch in direct:
-            direct[batch] = max(direct[batch], world.generate(asked, batch))
-        with world.served() as url:
-            loop = max(loop, world.one_at_a_time(asked[: max(studies // 4, 1)], url))
-            ours = max(ours, world.ours(studies, url, folder / f"scored-{number}"))
-    best = max(direct, key=lambda batch: direct[batch])
+            direct[batch] = max(direct[batch], world.generate(asked[: studies // 4], batch))
+        best = max(direct, key=lambda batch: direct[batch])
+        with world.served(best) as url:
+            loop = max(loop, world.one_at_a_time(asked[: max(studies // 16, 1)], url))
+            ours = max(ours, world.ours(studies, url, folder / f"scored-{number}", best))
     print("  model.generate: " + ", ".join(f"{rate:.1f}/s in {batch}s" for batch, rate in direct.items()))
     print(f"  one request at a time: {loop:.1f}/s; ours: {ours:.1f}/s")
     ratio = ours / direct[best]
@@ -128,7 +129,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--memory", type=int, nargs=2, default=[1000, 100_000], help="studies of both archives"
     )
-    parser.add_argument("--reports", type=int, default=512, help="studies of the predictor's archive")
+    parser.add_argument("--reports", type=int, default=2048, help="studies of the predictor's archive")
     parser.add_argument("--tokens", type=int, default=48, help="of each of its reports")
     asked = parser.parse_args(given)
     torch.set_num_threads(1)

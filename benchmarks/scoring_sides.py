@@ -74,9 +74,11 @@ class World:
         return cls(archive, toy.make_checkpoint(str(store), endless=True), store, tokens)
 
     @contextmanager
-    def served(self) -> Iterator[str]:
-        """The local predictor in a process of its own; its base URL."""
-        with open_endpoint(serve(ServeConfig(), self.policy, str(self.store))).connect() as url:
+    def served(self, batch: int) -> Iterator[str]:
+        """The local predictor in a process of its own, with batches of this size; its base URL."""
+        with open_endpoint(
+            serve(ServeConfig(max_batch=batch), self.policy, str(self.store))
+        ).connect() as url:
             yield url
 
     def asked(self, studies: int) -> list[Question]:
@@ -117,9 +119,15 @@ class World:
                 http.post(f"{url}/chat/completions", content=one, headers=JSON).raise_for_status()
             return len(asked) / (time.monotonic() - began)
 
-    def ours(self, studies: int, url: str, store: Path) -> float:
-        """Reports a second of our client, from an archive to a committed artifact."""
-        config = ScoreConfig(splits=("test",), limit=studies, max_tokens=self.tokens, truncated="keep")
+    def ours(self, studies: int, url: str, store: Path, batch: int) -> float:
+        """Reports a second of our client, from an archive to a committed artifact; two batches in flight."""
+        config = ScoreConfig(
+            splits=("test",),
+            limit=studies,
+            max_tokens=self.tokens,
+            truncated="keep",
+            concurrency=2 * batch,
+        )
         began = time.monotonic()
         made = score(config, open_artifact(self.archive.uri), _There(url, self.policy.digest), str(store))
         seconds = time.monotonic() - began

@@ -30,7 +30,7 @@ def test_pace_grows_with_answers_is_halved_when_turned_away_and_stays_in_bounds(
     assert pace.limit == 16
     for _ in range(10):
         clock.now += 0.01
-        pace.answered()
+        pace.answered(0.1, int(pace.limit))
     assert pace.limit == 26
     sent = clock.now
     clock.now += 0.1
@@ -38,7 +38,7 @@ def test_pace_grows_with_answers_is_halved_when_turned_away_and_stays_in_bounds(
     assert pace.limit == 13
     pace.turned_away(sent)  # which was sent before the halving
     assert pace.limit == 13
-    pace.answered()
+    pace.answered(0.1, int(pace.limit))
     assert 13 < pace.limit < 13.1
     for _ in range(20):
         clock.now += 1
@@ -46,7 +46,7 @@ def test_pace_grows_with_answers_is_halved_when_turned_away_and_stays_in_bounds(
     assert pace.limit == 1
     for _ in range(10_000):
         clock.now += 0.1 / pace.limit
-        pace.answered()
+        pace.answered(0.1, int(pace.limit))
     assert 24 < pace.limit <= 64
 
 
@@ -73,6 +73,25 @@ def test_where_more_at_a_time_only_take_longer_it_goes_back(clock: Leaping) -> N
     assert run(clock, ask_all(asking, bodies(2000))) == [DONE] * 2000
     assert asking.pace.limit < 300
     assert endpoint.seconds < 1.15 * 2000 / 200
+
+
+def test_a_server_that_works_in_batches_is_not_mistaken_for_one_that_gets_slower(clock: Leaping) -> None:
+    """It takes what has come, up to 64, and answers all of it at once: 0.1 s and 4 ms for each."""
+    free, batch = 0.0, 0
+
+    def batched(endpoint: Endpoint) -> float:
+        nonlocal free, batch
+        if free <= endpoint.seconds or batch == 64:
+            begins = max(free, endpoint.seconds)
+            free, batch = begins + 0.1, 0
+        batch += 1
+        free += 0.004
+        return max(0.1, free - endpoint.seconds)
+
+    endpoint = Endpoint(clock, latency=batched)
+    asking = asker(endpoint, concurrency=128)
+    assert run(clock, ask_all(asking, bodies(4000))) == [DONE] * 4000
+    assert asking.pace.limit >= 64
 
 
 def test_an_endpoint_that_takes_ten_is_asked_about_ten_at_a_time(clock: Leaping) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -185,18 +186,23 @@ def write(number: int, folder: str, places: list[int]) -> int:
     gate.mkdir(exist_ok=True)
     (gate / str(number)).touch()
     until(lambda: len(list(gate.iterdir())) == WRITERS)
-    rows = [row(place, "scored", text=f"writer {number}") for place in places]
-    return sum(mine.put(rows[first : first + 3]) for first in range(0, len(rows), 3))
+    put = 0
+    for first in range(0, len(places), 3):
+        put += mine.put(
+            [row(place, "scored", text=f"writer {number}") for place in places[first : first + 3]]
+        )
+        time.sleep(0.002)  # so that nobody is done before the others have seen that all are up
+    return put
 
 
 def test_processes_that_write_at_once_leave_each_study_once(tmp_path: Path) -> None:
-    folder, places = tmp_path / "000000", list(range(60))
-    orders = [places, places[::-1], places[30:] + places[:30]]
+    folder, places = tmp_path / "000000", list(range(300))
+    orders = [places, places[::-1], places[150:] + places[:150]]
     with ProcessPoolExecutor(WRITERS, multiprocessing.get_context("fork")) as pool:
         made = list(pool.map(write, range(WRITERS), [str(folder)] * WRITERS, orders))
     rows = [one for rows in segments(folder) for one in rows]
     assert sorted(one["place"] for one in rows) == places
-    assert sum(made) == 60
+    assert sum(made) == len(places)
     assert len({one["text"] for one in rows}) > 1  # they met
 
 

@@ -75,32 +75,43 @@ Died = Callable[[History], Awaitable[None]]
 
 
 class Pace:
-    """How many requests may be in flight: additive growth, halved when one is turned away."""
+    """How many requests may be in flight: growth while it wins something, halved when one is turned away.
+
+    What is won is read from latency by Little's law: answers a second = requests in flight / seconds that one
+    takes. Counting answers would not do: a server that works in batches gives them in bursts.
+    """
 
     def __init__(self, most: int) -> None:
         self.most, self.limit = most, float(min(most, 16))
         self._starting = True
-        self._answers, self._since, self._enough = 0, time.monotonic(), 2 * self.limit
         self._best = (0.0, 1.0)
         """(answers a second, limit)"""
         self._halved = 0.0
+        self._begin()
 
-    def answered(self) -> None:
+    def _begin(self) -> None:
+        """A window of answers, twice the limit that it begins with."""
+        self._enough, self._answers = 2 * self.limit, 0
+        self._in_flight, self._latency_s = 0, 0.0
+
+    def answered(self, latency_s: float, in_flight: int) -> None:
+        """One was, after so long, sent with so many in flight, itself included."""
         self._answers += 1
+        self._in_flight += in_flight
+        self._latency_s += latency_s
         self.limit = min(self.most, self.limit + (1.0 if self._starting else 1.0 / self.limit))
-        if self._answers >= self._enough:  # twice the limit with which it began: that may grow as fast
+        if self._answers >= self._enough:
             self._judge()
 
     def _judge(self) -> None:
         """Where latency has grown with the limit and nothing was won, go back."""
-        now = time.monotonic()
-        rate = self._answers / max(now - self._since, 1e-6)
+        rate = self._in_flight / max(self._latency_s, 1e-9)
         if rate > 1.05 * self._best[0]:
             self._best = rate, self.limit
         elif self.limit >= 2 * self._best[1]:
             self.limit, self._starting = self._best[1], False
             self._best = 0.9 * self._best[0], self._best[1]  # so that more is tried again
-        self._answers, self._since, self._enough = 0, now, 2 * self.limit
+        self._begin()
 
     def turned_away(self, since: float) -> None:
         """One that was sent at `since` got 429 or 503; those sent before the last halving halve no more."""
@@ -108,8 +119,8 @@ class Pace:
         if since >= self._halved:
             self.limit = max(1.0, self.limit / 2)
             self._halved = time.monotonic()
-            self._answers, self._since, self._enough = 0, self._halved, 2 * self.limit
             self._best = (0.0, 1.0)
+            self._begin()
 
 
 class Asker:
@@ -157,8 +168,9 @@ class Asker:
             sent = time.monotonic()
             try:
                 async with self._slot(alone):
-                    sent = time.monotonic()
+                    sent, in_flight = time.monotonic(), self._in_flight
                     found = await self._once(body, history, alone, died)
+                    took = time.monotonic() - sent
             except Unavailable as error:
                 if error.why.startswith("HTTP"):
                     self.pace.turned_away(sent)
@@ -191,7 +203,7 @@ class Asker:
                 raise StudyFailed(error.why, history.attempts + 1) from None
             else:
                 self._answered()
-                self.pace.answered()
+                self.pace.answered(took, in_flight)
                 return found
 
     async def _once(self, body: bytes, history: History, alone: bool, died: Died | None) -> Completion:
