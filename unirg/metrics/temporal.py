@@ -29,7 +29,7 @@ SCHEMA = "temporal_category"
 """Name of the answer's schema."""
 
 INSTRUCTION = """\
-You are an experienced chest radiologist. Each user message is one JSON object with one string, "report", which
+You are an experienced chest radiologist. Each user message is one JSON object with one string, "report", that
 a radiologist signed for a patient who had earlier studies. Say what has happened since, as the report tells
 it. Of these categories the first one that applies counts:
 - new_development: at least one finding is new.
