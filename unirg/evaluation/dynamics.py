@@ -72,7 +72,7 @@ def dynamics(
     Keys of the result:
         suite, alarms
         runs        name -> of (the run it is an ablation of, None), steps (the last one logged), validation
-                    (studies, missing scores of the last one; None without any), raised (the trainer's
+                    (studies of the last one, missing scores of all; None without any), raised (the trainer's
                     alarms: name, step, value), last (score -> first, last, best, best_step, validations)
         curves      one record a (run, key): run, key, name (the score's or the term's), origin ("validation"
                     or "training"), steps, values, smoothed (running mean over a tenth of the steps)
@@ -128,7 +128,7 @@ def joined(parts: Sequence[History]) -> list[dict[str, Any]]:
     """The logs of stages that follow each other as one run's: the steps of each go on after the last's."""
     found: list[dict[str, Any]] = []
     for log in parts:
-        before = found[-1]["step"] if found else 0
+        before = max((row["step"] for row in found), default=0)
         found += [{**row, "step": row["step"] + before} for row in log]
     return found
 
@@ -204,8 +204,9 @@ def _figures(curves: Sequence[Record], runs: Mapping[str, Record]) -> Iterator[R
         family = [name for name, run in runs.items() if whole is None or name == whole or run["of"] == whole]
         keys = dict.fromkeys(curve["key"] for curve in curves if curve["run"] in family)
         for key in sorted(keys, key=lambda key: key not in [VALIDATION + name for name in FIGURES]):
+            scored = key.startswith(VALIDATION) and term(key) in CATALOG
             yield {
-                "figure": FIGURES.get(term(key), "2b") if key.startswith(VALIDATION) else None,
+                "figure": FIGURES.get(term(key), "2b") if scored else None,
                 **{"key": key, "name": term(key), "higher_is_better": _direction(key), "of": whole},
                 "runs": [c["run"] for c in curves if c["key"] == key and c["run"] in family],
             }
@@ -286,8 +287,8 @@ def _past_best(runs: Mapping[str, Record]) -> Iterator[Record]:
                 yield _alarm("past its best", name, behind, margin, sentence)
             elif not run["of"] and told["last"] >= told["first"]:
                 sentence = (
-                    f"Training {name} brought no better {label}: {told['first']:.3f} at the first validation, "
-                    f"{told['last']:.3f} at the last (lower is better)."
+                    f"Training {name} brought no better {label}: {told['first']:.3f} at the first "
+                    f"validation, {told['last']:.3f} at the last (lower is better)."
                 )
                 yield _alarm("no progress", name, told["last"] - told["first"], 0.0, sentence)
 
@@ -296,13 +297,14 @@ def _incomplete(histories: Mapping[str, History]) -> Iterator[Record]:
     for name, log in histories.items():
         counts = history.validated(log)
         names = {key for row in log for key in row if key.startswith(VALIDATION) and term(key) in CATALOG}
-        if not counts or not names:
+        asked = sum(row.get(history.STUDIES, 0) for row in log) * len(names)
+        if not counts or not asked:
             continue
-        share = 1 - counts["missing"] / (counts["studies"] * len(names))
+        share = 1 - counts["missing"] / asked
         if share < COMPLETE:
             sentence = (
-                f"At the last validation of {name} {counts['missing']} scores are missing: its means are over "
-                "the other studies."
+                f"In the validations of {name} {counts['missing']} of {asked} scores are missing: their means "
+                "are over the other studies."
             )
             yield _alarm("missing scores", name, share, COMPLETE, sentence)
 

@@ -318,7 +318,7 @@ def _of_labels(temporal: Temporal) -> Iterator[Record]:
                 f"{temporal.labeller} names the known temporal category for {share:.1%} of the studies only: "
                 "where no truth is known, its categories cannot be relied on.",
             )
-    # Where no labeller was asked, or no order is known, nothing has failed: the report lists it as not scored.
+    # Where no labeller was asked, or no order is known, nothing has failed: it is listed as not scored.
     failed = sum(why not in (NO_LABELLER, NO_ORDER, NO_TEXT) for why in temporal.missing.values())
     later = sum(temporal.sources.get(source, 0) for source in ("truth", "labeller"))
     share = later / (later + failed) if failed else 1.0
