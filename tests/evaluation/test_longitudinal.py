@@ -58,8 +58,8 @@ def run(
     **options: Any,
 ) -> dict[str, Any]:
     scores = scored(studies, systems or healthy(), metrics)
-    options = {"resamples": 300, "pairs": PAIRS} | options
-    result = longitudinal(scores, labels or temporal(studies), **options)
+    settings: dict[str, Any] = {"resamples": 300, "pairs": PAIRS}
+    result = longitudinal(scores, labels or temporal(studies), **settings | options)
     json.dumps(result, allow_nan=False)
     return result
 

@@ -96,7 +96,7 @@ def test_labels_are_kept_by_digest_and_missing_ones_asked_for_again(server: Serv
 def test_the_truth_counts_and_the_model_is_held_against_it(server: Server) -> None:
     studies = _studies("first", "progression", "regression", "no_change", "gibberish")
     known = dict(zip((s.study_id for s in studies), CATEGORIES, strict=True))  # as drawn, not as written
-    found = assign(studies[:4], Labeller(server.url, "m"), lambda study: known.get(study.study_id))  # type: ignore[arg-type, return-value]
+    found = assign(studies[:4], Labeller(server.url, "m"), lambda study: known.get(study.study_id))
     assert found.categories == {s.study_id: known[s.study_id] for s in studies[:4]}
     assert found.record()["sources"] == {"order": 1, "truth": 3, "labeller": 0}
     assert found.record()["agreement"] == {

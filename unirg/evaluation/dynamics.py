@@ -303,8 +303,8 @@ def _incomplete(histories: Mapping[str, History]) -> Iterator[Record]:
         share = 1 - counts["missing"] / asked
         if share < COMPLETE:
             sentence = (
-                f"In the validations of {name} {counts['missing']} of {asked} scores are missing: their means "
-                "are over the other studies."
+                f"In the validations of {name} {counts['missing']} of {asked} scores are missing: their "
+                "means are over the other studies."
             )
             yield _alarm("missing scores", name, share, COMPLETE, sentence)
 
