@@ -37,7 +37,7 @@ SHARES = ("at_most_1", "2", "3", "4_or_more")
 """The paper's division of the reports by their number of errors."""
 UNANSWERED = 0.05
 """Share of a system's candidates without a verdict from which its counts are in doubt: those that a judge
-leaves out (too long, refused) are not like the others, and a twentieth of all can carry a small difference."""
+leaves out (too long, refused) are not like the others, and a twentieth can carry a small difference."""
 NOT_ASKED = "not asked: no judge counted errors"
 
 
