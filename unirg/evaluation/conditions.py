@@ -207,95 +207,108 @@ def _system(expected: Labels, said: Labels, people: Sequence[str], resamples: in
     read = (expected[:, 0] != UNREAD) & (said[:, 0] != UNREAD)
     kept = np.flatnonzero(read)
     own = [people[row] for row in kept.tolist()]
-    result: Record = {"read": len(kept), "missing": len(people) - len(kept)}
-    for rule in RULES:
-        stated = (POSITIVE, UNCERTAIN) if rule == "positive" else (POSITIVE,)
-        ours, truth = (np.isin(side[kept], stated) for side in (said, expected))
-        result[rule] = _rule(ours, truth, own, resamples, seed)
-    return result
-
-
-def _rule(
-    ours: NDArray[np.bool_], truth: NDArray[np.bool_], people: Sequence[str], resamples: int, seed: int
-) -> Record:
-    """One system under one rule: what candidates and references state, (studies, 14) each."""
-    support, claimed = truth.sum(axis=0), ours.sum(axis=0)
-    stating = [len({people[row] for row in np.flatnonzero(column).tolist()}) for column in truth.T]
-    enough = [n >= MIN_SUPPORT and k >= MIN_PATIENTS for n, k in zip(support.tolist(), stating, strict=True)]
-    each = _ratios(
-        np.hsplit(ours, len(CONDITIONS)), np.hsplit(truth, len(CONDITIONS)), people, resamples, seed
-    )
-    by_condition: Record = {}
-    for column, name in enumerate(CONDITIONS):
-        counts = {"support": int(support[column]), "claimed": int(claimed[column])}
-        by_condition[name] = counts | (each[column] if enough[column] else {"too_small": True})
-    members = {name: [CONDITIONS.index(each) for each in some] for name, some in SETS.items()}
-    micro = _ratios(
-        [ours[:, some] for some in members.values()],
-        [truth[:, some] for some in members.values()],
-        people,
+    sides = [_stated(expected[kept], said[kept], rule) for rule in RULES]
+    single = _ratios([pair for side in sides for pair in _columns(side, _SINGLE)], own, resamples, seed)
+    members = list(SETS.values())
+    micro = _ratios([pair for side in sides for pair in _columns(side, members)], own, resamples, seed)
+    supported = [
+        [name for name in some if side[1][:, _at([name])].any()] for side in sides for some in members
+    ]
+    macro = _macros(
+        [pair for side in sides for pair in _columns(side, members)]
+        + [_columns(sides[at // len(members)], [some])[0] for at, some in enumerate(supported)],
+        own,
         resamples,
         seed,
     )
-    averages: Record = {}
-    for (name, some), joined in zip(members.items(), micro, strict=True):
-        supported = [column for column in some if support[column]]
-        averages[name] = {
-            "micro": joined,
-            "macro": _macro(ours[:, some], truth[:, some], people, resamples, seed),
-            "macro_supported": _macro(ours[:, supported], truth[:, supported], people, resamples, seed)
-            | {"over": len(supported)},
+    result: Record = {"read": len(kept), "missing": len(people) - len(kept)}
+    for at, (rule, side) in enumerate(zip(RULES, sides, strict=True)):
+        first = at * len(members)
+        result[rule] = {
+            "conditions": _conditions(side, single[at * len(_SINGLE) :], own),
+            "averages": {
+                name: {
+                    "micro": micro[first + number],
+                    "macro": macro[first + number],
+                    "macro_supported": macro[len(supported) + first + number]
+                    | {"over": len(supported[first + number])},
+                }
+                for number, name in enumerate(SETS)
+            },
         }
-    return {"conditions": by_condition, "averages": averages}
+    return result
 
 
-def _ratios(
-    ours: Sequence[NDArray[np.bool_]],
-    truth: Sequence[NDArray[np.bool_]],
-    people: Sequence[str],
-    resamples: int,
-    seed: int,
-) -> list[Record]:
-    """Precision, recall and F1 of each pair of (studies, conditions), its statements taken together.
+Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
+"""What candidates and what references state, (studies, conditions) each."""
+_SINGLE = [(name,) for name in CONDITIONS]
+
+
+def _stated(expected: Labels, said: Labels, rule: Rule) -> Pair:
+    classes = (POSITIVE, UNCERTAIN) if rule == "positive" else (POSITIVE,)
+    return np.isin(said, classes), np.isin(expected, classes)
+
+
+def _columns(side: Pair, members: Sequence[Sequence[str]]) -> list[Pair]:
+    ours, truth = side
+    return [(ours[:, _at(some)], truth[:, _at(some)]) for some in members]
+
+
+def _at(some: Sequence[str]) -> list[int]:
+    return [CONDITIONS.index(name) for name in some]
+
+
+def _conditions(side: Pair, numbers: Sequence[Record], people: Sequence[str]) -> Record:
+    ours, truth = side
+    found: Record = {}
+    for column, name in enumerate(CONDITIONS):
+        rows = np.flatnonzero(truth[:, column]).tolist()
+        enough = len(rows) >= MIN_SUPPORT and len({people[row] for row in rows}) >= MIN_PATIENTS
+        counts = {"support": len(rows), "claimed": int(ours[:, column].sum())}
+        found[name] = counts | (numbers[column] if enough else {"too_small": True})
+    return found
+
+
+def _ratios(pairs: Sequence[Pair], people: Sequence[str], resamples: int, seed: int) -> list[Record]:
+    """Precision, recall and F1 of each pair, the statements of its conditions taken together.
 
     Of every pair each study is as many rows as it has places for a statement: first the candidate's, whether
     the reference agrees, then the reference's, whether the candidate does. The rest is NaN.
     """
-    widest = max(part.shape[1] for part in ours)
+    widest = max(ours.shape[1] for ours, _ in pairs)
     columns = []
-    for mine, right in zip(ours, truth, strict=True):
-        both = (mine & right).astype(np.float64)
+    for ours, truth in pairs:
+        both = (ours & truth).astype(np.float64)
         sides = np.full((2, len(people), widest), np.nan)
-        for side, stated in zip(sides, (mine, right), strict=True):
-            side[:, : mine.shape[1]] = np.where(stated, both, np.nan)
+        for side, stated in zip(sides, (ours, truth), strict=True):
+            side[:, : ours.shape[1]] = np.where(stated, both, np.nan)
         claims, cases = sides.reshape(2, -1)
         nothing = np.full_like(claims, np.nan)
         for halves in ((claims, nothing), (nothing, cases), (claims, cases)):
             columns.append(np.concatenate(halves))
     names = np.repeat(np.asarray(people, dtype=np.str_), widest)
     found = bootstrap(np.column_stack(columns), np.concatenate([names, names]).tolist(), resamples, seed)
+    # A place without a statement is no missing score: `missing` of the system tells those.
     return [
-        # What is missing of a statement is not a missing score: `missing` of a system tells those.
         {name: record(found, 3 * pair + at) | {"missing": 0} for at, name in enumerate(MEASURES)}
-        for pair in range(len(ours))
+        for pair in range(len(pairs))
     ]
 
 
-def _macro(
-    ours: NDArray[np.bool_], truth: NDArray[np.bool_], people: Sequence[str], resamples: int, seed: int
-) -> Record:
-    """Macro averages over the conditions given, by the influence of each study on them."""
-    both = ours & truth
+def _macros(pairs: Sequence[Pair], people: Sequence[str], resamples: int, seed: int) -> list[Record]:
+    """Macro averages over the conditions of each pair, by the influence of each study on them."""
     values = []
-    for top, bottom in ((both, ours), (both, truth), (2 * both, ours.astype(int) + truth)):
-        values.append(_influences(top.astype(np.float64), bottom.astype(np.float64)))
+    for ours, truth in pairs:
+        both = ours & truth
+        for top, bottom in ((both, ours), (both, truth), (2 * both, ours.astype(int) + truth)):
+            values.append(_influences(top.astype(np.float64), bottom.astype(np.float64)))
     found = bootstrap(np.column_stack(values), people, resamples, seed)
-    numbers = [record(found, at) for at in range(len(MEASURES))]
-    for each in numbers:  # the linearised end may lie beyond what an average can be
-        each["low"], each["high"] = (
-            None if end is None else min(max(end, 0.0), 1.0) for end in (each["low"], each["high"])
-        )
-    return dict(zip(MEASURES, numbers, strict=True))
+    numbers = [record(found, at) for at in range(len(values))]
+    for each in numbers:
+        for end in ("low", "high"):  # that of the linearisation may lie beyond what an average can be
+            each[end] = None if each[end] is None else min(max(each[end], 0.0), 1.0)
+    size = len(MEASURES)
+    return [dict(zip(MEASURES, numbers[at : at + size], strict=True)) for at in range(0, len(numbers), size)]
 
 
 def _influences(top: Array, bottom: Array) -> Array:
