@@ -109,6 +109,16 @@ def test_what_cannot_be_followed_is_unknown_rather_than_unseen(tmp_path: Path) -
     assert found.sentence.startswith("lineage unknown beyond")
 
 
+def test_a_run_that_names_no_cohort_or_no_parent_is_unknown(tmp_path: Path) -> None:
+    store = str(tmp_path)
+    orphan = made(store, "sft", {"cohort": cohort(store, *HELD)})
+    assert check_unseen(orphan, PLACES).unknown == (f"{orphan.uri}, which names no parent",)
+    rootless = made(store, "grpo", {"parent": made(store, "base", {}, source="hub")})
+    found = check_unseen(rootless, PLACES)
+    assert found.unknown == (f"{rootless.uri}, which names no cohort",)
+    assert check_unseen(rootless, []).sentence.startswith("lineage unknown")
+
+
 def test_an_artifact_that_moved_within_its_store_is_found_by_its_digest(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     policy = trained(store, HELD, sft=SEEN)

@@ -51,8 +51,8 @@ LENGTH_RATIO = 2.0
 """Times that the median length may be above or below the references': half a report leaves findings out,
 twice one says what is not there, and no style differs by so much."""
 SECTION_LACK = 0.1
-"""Share of candidates that lack a section which the reference has, beyond which the model or the reading of its
-file has lost that section; single ones are the model's mistakes."""
+"""Share of candidates that lack a section which the reference has, beyond which the model or the reading of
+its file has lost that section; single ones are the model's mistakes."""
 CUT = 0.02
 """Share of candidates cut at the token limit: reports are far shorter than the limit, so a model that runs
 into it in one of fifty goes round in circles."""
@@ -65,8 +65,8 @@ UNEVEN = 0.01
 """Share of studies that another system has a candidate for and this one not: beyond it, two means are over
 different studies, and those left out are rarely the easy ones."""
 PRIOR_EXCESS = 0.25
-"""Share of candidates that are the patient's previous report, beyond the references' own: so much of copying is
-no reading of the new image."""
+"""Share of candidates that are the patient's previous report, beyond the references' own: so much of copying
+is no reading of the new image."""
 
 
 def cut_at_limit(predictions: Artifact) -> frozenset[str]:
@@ -94,8 +94,8 @@ def sanity(
         uneven   system -> `lacking` (studies that another system has a candidate for and this one not) of
                  `studies` (that any has one for)
         groups   one record a (split, corpus, setting): `too_small`, or `studies`, `patients` and
-                 references   repeated, top, near, empty, unfinished, findings, impression (shares), and length
-                              (q1, median, q3, longest, in words): `texts.statistics`
+                 references   shares repeated, top, near, empty, unfinished, findings, impression, and
+                              length (q1, median, q3, longest, in words): `texts.statistics`
                  systems      system -> `said` (studies with a candidate) and `missing`, and of these
                      candidates   as references, over the studies with a candidate
                      expected     the same of their references
@@ -244,8 +244,8 @@ def _file_alarms(scores: Scores, uneven: Record) -> Iterator[Record]:
                 system.doubled,
                 0,
                 f"The predictions of {system.name} name {system.doubled} studies more than once, "
-                f"{system.differing} with different reports, as where two runs were put together: the first of "
-                "each counts.",
+                f"{system.differing} with different reports, as where two runs were put together: the first "
+                "of each counts.",
             )
         lacking, studies = uneven[system.name]["lacking"], uneven[system.name]["studies"]
         if lacking > UNEVEN * studies and system.kind == "policy":
@@ -255,8 +255,8 @@ def _file_alarms(scores: Scores, uneven: Record) -> Iterator[Record]:
                 system.name,
                 lacking / studies,
                 UNEVEN,
-                f"{system.name} has no report of {lacking} of the {studies} studies that another system reports "
-                "on: their means are over different studies.",
+                f"{system.name} has no report of {lacking} of the {studies} studies that another system "
+                "reports on: their means are over different studies.",
             )
 
 
@@ -275,8 +275,8 @@ def _alarms(name: str, found: Record, place: str) -> Iterator[Record]:
         "top",
         own["top"] - expected["top"],
         TOP_EXCESS,
-        f"{name} gives one and the same report to {own['top']:.0%} of the studies; the radiologists' commonest "
-        f"text has {expected['top']:.0%}",
+        f"{name} gives one and the same report to {own['top']:.0%} of the studies; the radiologists' "
+        f"commonest text has {expected['top']:.0%}",
     )
     for kind, limit, verb in (
         ("repeated", REPEATED_EXCESS, "repeat another study's word for word"),
@@ -318,7 +318,7 @@ def _alarms(name: str, found: Record, place: str) -> Iterator[Record]:
             "prior",
             copied - usual,
             PRIOR_EXCESS,
-            f"{copied:.0%} of the reports of {name} are the patient's previous report, {beside.format(usual)}",
+            f"{copied:.0%} of the reports of {name} are the patient's last one, {beside.format(usual)}",
         )
     fit = found["fit"]
     if fit["low"] is not None and fit["low"] <= 0:

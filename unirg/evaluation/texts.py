@@ -18,8 +18,8 @@ PROBES = 32
 SAMPLED = 2000
 """Texts that are searched for near copies, evenly over the list."""
 NEAR = 0.8
-"""Jaccard index from which a report is a near copy: a side, a degree or a device is all that differs in twenty
-words. References of two patients reach it where both are normal, so it is read beside theirs."""
+"""Jaccard index from which a report is a near copy: a side, a degree or a device is all that differs in
+twenty words. References of two patients reach it where both are normal, so it is read beside theirs."""
 ENDS = (".", "!", "?", ":", ")", "]", '"')
 """How a finished text ends."""
 

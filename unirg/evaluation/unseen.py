@@ -48,6 +48,8 @@ class Unseen:
         """For the reader of the report."""
         if self.unknown:
             return f"lineage unknown beyond {', '.join(self.unknown)}"
+        if not self.places:
+            return "nothing was held out, so there is nothing to check"
         start = f"; it starts from {', '.join(self.published)}, whose data are not known here"
         return f"lineage checked: {', '.join(self.places)} held out of all training" + (
             start if self.published else ""
@@ -111,6 +113,9 @@ class _Walk:
         if stage not in _MODELS:
             self.unknown.append(made.uri)
             return
+        needed = {"base": ("cohort",), "serve": ("checkpoint",)}.get(stage, ("cohort", "parent"))
+        for name in sorted(set(needed) - made.manifest.inputs.keys()):
+            self.unknown.append(f"{made.uri}, which names no {name}")
         for name, reference in made.manifest.inputs.items():
             if name in _FOLLOWED:
                 self._input(made, name, reference)
