@@ -15,7 +15,7 @@ from tests.evaluation.worlds import World
 from unirg.cohort.corpora.phantom import Phantom
 from unirg.evaluation import candidates
 from unirg.evaluation.candidates import reference
-from unirg.evaluation.sanity import cut_at_limit, sanity
+from unirg.evaluation.sanity import cut_at_limit, prior_reports, sanity
 from unirg.metrics.pairs import File
 
 STUDIES = [each.model_copy(update={"split": "test"}) for each in Phantom(200, 3).records()]
@@ -150,6 +150,17 @@ def test_a_model_that_repeats_the_previous_report_raises_an_alarm() -> None:
     assert ("prior", "b") not in alarms(result)
     assert of(result)["prior"] == {"studies": 80, "candidates": 0.5, "references": 0}
     assert of(run({"a": sound()}))["prior"] is None
+
+
+def test_the_previous_report_is_the_prior_studys_in_each_setting() -> None:
+    first, second, third = archive(3)
+    second = second.model_copy(update={"prior_study_id": first.study_id})
+    third = third.model_copy(update={"prior_study_id": "gone"})
+    known = {each.study_id: each for each in (first, second, third)}
+    assert prior_reports([first, second, third], known) == {
+        "report": {second.study_id: "Findings: Finding 0. Impression: Impression 0."},
+        "findings": {second.study_id: "Findings: Finding 0."},
+    }
 
 
 def test_studies_that_only_another_system_reports_on_raise_an_alarm() -> None:

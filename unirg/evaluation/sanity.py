@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 import numpy as np
 
 from unirg.artifact import Artifact
-from unirg.evaluation.candidates import Setting, System
+from unirg.evaluation.candidates import SETTINGS, Setting, System, reference
 from unirg.evaluation.records import (
     MIN_GROUP,
     Record,
@@ -34,6 +34,7 @@ from unirg.evaluation.scores import Scores
 from unirg.evaluation.statistics import bootstrap
 from unirg.evaluation.texts import commonest, jaccard, plain, statistics, words
 from unirg.scoring import predictions as predicted
+from unirg.study import Study
 
 SUITE = "sanity"
 SHOWN = 5
@@ -76,6 +77,22 @@ def cut_at_limit(predictions: Artifact) -> frozenset[str]:
     return frozenset(key for key, why in zip(ids, reasons, strict=True) if why == "length")
 
 
+def prior_reports(studies: Sequence[Study], known: Mapping[str, Study]) -> dict[Setting, dict[str, str]]:
+    """The previous report of the same patient, by setting and study, where there is one.
+
+    Args:
+        known: study_id -> study, of the whole cohort.
+    """
+    return {
+        setting: {
+            study.study_id: text
+            for study in studies
+            if (prior := known.get(study.prior_study_id or "")) and (text := reference(prior, setting))
+        }
+        for setting in SETTINGS
+    }
+
+
 def sanity(
     scores: Scores,
     cut: Mapping[str, Collection[str]] | None = None,
@@ -109,7 +126,7 @@ def sanity(
 
     Args:
         cut: system -> studies whose candidate was cut, `cut_at_limit`; no key where nobody says.
-        priors: setting -> study_id -> the patient's previous report.
+        priors: setting -> study_id -> the patient's previous report, `prior_reports`.
     """
     cut, priors = cut or {}, priors or {}
     found: Record = {
@@ -138,6 +155,8 @@ def sanity(
             others = _others(scores, rows, seed)
             for system in scores.systems:
                 one = _system(scores, system, setting, rows, others, cut.get(system.name), before)
+                whole = one["said"] == len(rows)
+                one["expected"] = group["references"] if whole else statistics(one["expected"])
                 fit = one.pop("fit")
                 one["fit"] = record(bootstrap(fit[:, None], people, resamples, seed), 0)
                 group["systems"][system.name] = one
@@ -181,7 +200,7 @@ def _system(
     cut: Collection[str] | None,
     priors: Mapping[str, str],
 ) -> Record:
-    """One system's record; `fit` is still (studies,), NaN where there is no candidate."""
+    """One system's record; `fit` is still (studies,), NaN without a candidate, and `expected` the texts."""
     references = scores.references[setting]
     ids = [scores.studies[row].study_id for row in rows]
     texts = [system.texts[setting].get(key) for key in ids]
@@ -201,7 +220,7 @@ def _system(
     return {
         **{"said": len(said), "missing": len(rows) - len(said)},
         "candidates": statistics(candidates),
-        "expected": statistics([expected for _, _, expected in said]),
+        "expected": [expected for _, _, expected in said],
         "lacks": {
             name.lower(): _share(
                 [f"{name}:" not in text for _, text, expected in said if f"{name}:" in expected]
