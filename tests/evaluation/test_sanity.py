@@ -98,7 +98,7 @@ def test_the_right_reports_of_the_wrong_studies_raise_an_alarm() -> None:
 
 def test_a_file_with_two_runs_raises_an_alarm(tmp_path: Path) -> None:
     path = tmp_path / "both.jsonl"
-    rows = [{"study_id": key, "report": text} for run in (sound(0), sound(1)) for key, text in run.items()]
+    rows = [{"study_id": key, "candidate": text} for run in (sound(0), sound(1)) for key, text in run.items()]
     path.write_text("\n".join(map(json.dumps, rows)))
     system = candidates.of_file("a", File(str(path), repeats=True), STUDIES)
     assert system.doubled == 200
