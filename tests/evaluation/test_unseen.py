@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -49,15 +49,20 @@ SEEN = [("train", "mimic_cxr", "bidmc"), ("train", "iu_xray", "indiana"), ("trai
 PLACES = ["iu_xray", "summit"]
 
 
-def trained(store: str, base: Sequence[tuple[str, str, str]], source: str = "hub", **on: object) -> Artifact:
-    """base -> sft on `sft` -> grpo on `grpo`, both on the held-out cohort unless told otherwise."""
+def trained(
+    store: str,
+    base: Sequence[tuple[str, str, str]],
+    source: str = "hub",
+    on: Mapping[str, Sequence[tuple[str, str, str]]] | None = None,
+) -> Artifact:
+    """base -> sft -> grpo, each on the held-out cohort unless told otherwise."""
     policy = made(store, "base", {"cohort": cohort(store, *base)}, source=source)
     for stage in ("sft", "grpo"):
-        rows = on.get(stage, HELD)
+        rows = (on or {}).get(stage, HELD)
         policy = made(
             store,
             stage,
-            {"cohort": cohort(store, *rows), "parent": policy, "prompts": "3"},  # type: ignore[misc]
+            {"cohort": cohort(store, *rows), "parent": policy, "prompts": "3"},
         )
     return policy
 
@@ -72,7 +77,7 @@ def test_a_policy_whose_cohorts_held_the_places_out_passes(store: str) -> None:
 
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_a_policy_that_saw_a_place_in_any_of_its_stages_is_refused(tmp_path: Path, stage: str) -> None:
-    policy = trained(str(tmp_path), HELD, **{stage: SEEN})
+    policy = trained(str(tmp_path), HELD, on={stage: SEEN})
     with pytest.raises(UserError, match=rf"iu_xray .*/{stage}/\w+ learned from 3 .*hold_out=\[iu_xray\]"):
         check_unseen(policy, PLACES)
     with pytest.raises(UserError, match=rf"summit is no zero-shot set .*/{stage}/"):
@@ -87,13 +92,13 @@ def test_a_toy_base_learned_from_its_cohort_and_a_published_one_did_not(tmp_path
 
 
 def test_a_place_that_chose_the_checkpoint_was_seen(tmp_path: Path) -> None:
-    policy = trained(str(tmp_path), HELD, sft=[*HELD, ("validate", "iu_xray", "indiana")])
+    policy = trained(str(tmp_path), HELD, on={"sft": [*HELD, ("validate", "iu_xray", "indiana")]})
     with pytest.raises(UserError, match="iu_xray is no zero-shot set"):
         check_unseen(policy, PLACES)
 
 
 def test_rexranks_test_set_and_its_corpus_are_one_place(tmp_path: Path) -> None:
-    policy = trained(str(tmp_path), HELD, grpo=SEEN)
+    policy = trained(str(tmp_path), HELD, on={"grpo": SEEN})
     with pytest.raises(UserError, match="rexrank_iu_xray is no zero-shot set"):
         check_unseen(policy, ["rexrank_iu_xray"])
 
@@ -121,7 +126,7 @@ def test_a_run_that_names_no_cohort_or_no_parent_is_unknown(tmp_path: Path) -> N
 
 def test_an_artifact_that_moved_within_its_store_is_found_by_its_digest(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    policy = trained(store, HELD, sft=SEEN)
+    policy = trained(store, HELD, on={"sft": SEEN})
     shutil.move(store, tmp_path / "moved")
     moved = artifact.open_artifact(policy.uri.replace(store, str(tmp_path / "moved")))
     with pytest.raises(UserError, match="iu_xray is no zero-shot set"):
