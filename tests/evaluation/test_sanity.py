@@ -189,6 +189,11 @@ def test_no_alarm_holds_text_or_the_id_of_a_study() -> None:
     assert of(result)["frequent"][0]["text"] == marked[IDS[0]]
 
 
+def test_a_text_that_one_study_has_is_not_among_the_frequent_ones() -> None:
+    texts = {key: f"Findings: Film {n // 2 if n < 4 else n}. Impression: Seen." for n, key in enumerate(IDS)}
+    assert [each["count"] for each in of(run({"a": texts}))["frequent"]] == [2, 2]
+
+
 def test_the_rate_of_the_references_is_over_the_studies_that_have_a_candidate() -> None:
     half = dict(list(sound().items())[:100])
     found = of(run({"a": half}))

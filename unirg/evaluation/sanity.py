@@ -122,7 +122,7 @@ def sanity(
                                   shares that equal it; None where there is none
                      own, other   likeness of candidates to their own reference, and to one of another patient
                      fit          mean of own - other, with low, high, n, missing
-                     frequent     the commonest candidates: count, share, text
+                     frequent     the commonest candidates that come more than once: count, share, text
 
     Args:
         cut: system -> studies whose candidate was cut, `cut_at_limit`; no key where nobody says.
@@ -239,6 +239,7 @@ def _system(
         "frequent": [
             {"count": times, "share": number(times / len(said)), "text": text}
             for text, times in commonest(candidates, SHOWN)
+            if times > 1  # what is said of one patient alone is not for a summary
         ],
     }
 
