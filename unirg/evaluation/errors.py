@@ -116,7 +116,7 @@ def _columns(scores: Scores, system: str, setting: Setting, rows: Rows) -> dict[
     for name in CATEGORIES:
         every, some = values(f"errors_{name}"), values(f"errors_{name}_significant")
         found["categories", name, "all"] = missing if every is None else every
-        if every is not None and some is not None:
+        if every is not None and some is not None and np.isfinite(some).any():
             found["categories", name, "significant"] = some
             found["categories", name, "insignificant"] = every - some
     for key, counts in (("shares", total), ("shares_significant", significant)):
