@@ -132,6 +132,19 @@ _ALL = [
         )
         for category in CATEGORIES
     ),
+    *(
+        Score(
+            f"errors_{category}_significant",
+            f"{category.replace('_', ' ').capitalize()}, significant",
+            0,
+            math.inf,
+            False,
+            _CHEXPROMPT,
+            "",
+            JUDGE,
+        )
+        for category in CATEGORIES
+    ),
 ]
 CATALOG: Mapping[str, Score] = {score.name: score for score in _ALL}
 
