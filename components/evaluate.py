@@ -24,19 +24,20 @@ def evaluate(
         store: URI below which every artifact lies.
         recipe: shipped recipe or YAML file of `unirg.evaluation.evaluate.EvaluateConfig`.
         overrides: `key=value` settings over the recipe.
-        cohort: URI of the cohort that the predictions are of.
-        predictions: URI of the predictions of each system, by its name.
+        cohort: URI of the cohort that the predictions are of; empty: the references are the files' own.
+        predictions: URI of the predictions or prediction file of each system, by its name.
         checkpoints: URI of the checkpoint of each system that has one, by its name.
         judge_url: OpenAI-compatible endpoint that counts errors.
-        weights: URI of the scorers' weights.
+        weights: URI of the scorers' weights; empty: only metrics without a model.
         tracking_uri: MLflow's tracking URI; empty writes no metrics store.
         traceparent: W3C trace context of the run.
     """
     from unirg import artifact, config, telemetry
-    from unirg.evaluation.evaluate import EvaluateConfig, evaluate
+    from unirg.evaluation.evaluate import EvaluateConfig, evaluate, opened
 
     telemetry.join_trace(traceparent)
     settings = config.load(EvaluateConfig, recipe, overrides, judge_url=judge_url, tracking_uri=tracking_uri)
-    opened = artifact.open_artifact(cohort, "cohort")
-    systems = artifact.open_all(predictions), artifact.open_all(checkpoints)
-    return evaluate(settings, opened, *systems, store, artifact.open_artifact(weights, "weights")).uri
+    archive = artifact.open_artifact(cohort, "cohort") if cohort else None
+    systems = opened(predictions), artifact.open_all(checkpoints)
+    scorers = artifact.open_artifact(weights, "weights") if weights else None
+    return evaluate(settings, archive, *systems, store, scorers).uri
