@@ -24,7 +24,8 @@ WRONG = "Findings: A pacemaker is seen. Impression: Left rib fracture."
 
 
 def config(**fields: Any) -> EvaluateConfig:
-    return EvaluateConfig(**{"resamples": 200, "scores": ("bleu2",), "composite": {"bleu2": 1}} | fields)
+    given: dict[str, Any] = {"resamples": 200, "scores": ("bleu2",), "composite": {"bleu2": 1}}
+    return EvaluateConfig(**given | fields)
 
 
 def run(
@@ -134,7 +135,7 @@ def test_one_report_for_most_studies_and_two_runs_in_a_file_raise_their_alarms(
     (tmp_path / "doubled.csv").write_text(
         "study_id,candidate\n" + "".join(f'{key},"{text}"\n' for key, text in rows)
     )
-    predictions = {
+    predictions: dict[str, Artifact | str] = {
         "sound": world.predictions("sound", cohort, said),
         "collapsed": world.predictions("collapsed", cohort, collapsed),
         "doubled": str(tmp_path / "doubled.csv"),
