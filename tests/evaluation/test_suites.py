@@ -261,6 +261,14 @@ def test_files_are_told_apart_by_their_content_and_bad_sources_are_refused(
         evaluate(config(regression_pairs=[("stf", "copy-prior")]), cohort, {"sft": sft}, {}, store)
     with pytest.raises(UserError, match="ablations name sft, which has no checkpoint"):
         evaluate(config(ablations={"sft": "rl"}), cohort, {"sft": sft}, {}, store)
+    base = lineage(world, cohort, "without a log")
+    untrained = {"sft": world.predictions("x", cohort, exact(world), model=base)}
+    with pytest.raises(UserError, match="ablations name sft, whose checkpoint has no training log"):
+        evaluate(config(ablations={"sft": "rl"}), cohort, untrained, {"sft": base}, store)
+    with pytest.raises(UserError, match="b is an ablation itself"):
+        load(EvaluateConfig, None, ["ablations={a: b, b: c}"])
+    with pytest.raises(UserError, match="prior_pairs compare a with itself"):
+        load(EvaluateConfig, None, ["prior_pairs=[[a, a]]"])
     with pytest.raises(UserError, match="suites"):
         load(EvaluateConfig, None, ["suites=[sanitary]"])
 

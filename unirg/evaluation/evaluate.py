@@ -26,6 +26,7 @@ from unirg.errors import UserError
 from unirg.evaluation import aggregates, candidates, files, leaderboard, suites, tracking
 from unirg.evaluation import scores as scoring
 from unirg.evaluation.candidates import System
+from unirg.evaluation.history import training_history
 from unirg.evaluation.suites import SUITES, Suite
 from unirg.metrics import catalog
 from unirg.metrics.encoder import Compute, Precision
@@ -86,6 +87,16 @@ class EvaluateConfig(JudgeSettings):
     @model_validator(mode="after")
     def _known_scores(self) -> EvaluateConfig:
         catalog.check([*self.scores, *self.composite])
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_of_two(self) -> EvaluateConfig:
+        # The suites would refuse these, too, but after everything was scored.
+        for name, pairs in (("prior_pairs", self.prior_pairs), ("regression_pairs", self.regression_pairs)):
+            if same := [a for a, b in pairs if a == b]:
+                raise ValueError(f"{name} compare {same[0]} with itself")
+        if chained := sorted(self.ablations.keys() & set(self.ablations.values())):
+            raise ValueError(f"{chained[0]} is an ablation itself: name the run of the whole recipe")
         return self
 
 
@@ -272,6 +283,8 @@ def _order(
     for name in (name for pair in config.ablations.items() for name in pair):
         if name not in checkpoints:
             raise UserError(f"ablations name {name}, which has no checkpoint: add --checkpoint {name}=URI")
+        if not training_history(checkpoints[name]):
+            raise UserError(f"ablations name {name}, whose checkpoint has no training log: leave it out")
     for name, checkpoint in checkpoints.items():
         made = predictions.get(name)
         model = made.manifest.inputs.get("model") if isinstance(made, Artifact) else None
