@@ -14,11 +14,13 @@ import pytest
 from tests.evaluation.worlds import FINDINGS, World
 from unirg import artifact, cli
 from unirg.artifact import Artifact
-from unirg.config import load
+from unirg.config import Config, load
 from unirg.errors import UserError
 from unirg.evaluation import aggregates, suites
+from unirg.evaluation.conditions import lexicon
 from unirg.evaluation.evaluate import EvaluateConfig, evaluate, opened
 from unirg.evaluation.suites import LEXICON, SUITES
+from unirg.metrics.engine import Engine
 
 WRONG = "Findings: A pacemaker is seen. Impression: Left rib fracture."
 
@@ -96,6 +98,38 @@ def test_what_cannot_run_says_why_and_how(world: World) -> None:
     some = run(world, cohort, {"sft": sft}, suites=("sanity", "reports"))
     assert set(some) == {"reports", "sanity", "not_run"}
     assert why(some, "errors") == "it was not asked for; add --suite errors"
+
+
+class Weights(Config):
+    """Configuration of an artifact of scorers."""
+
+    source: str = "toy"
+
+
+@pytest.mark.parametrize(("source", "name"), [("toy", "CheXbert, toy weights"), ("hub", "CheXbert")])
+def test_chexbert_reads_the_conditions_where_its_weights_are_given(
+    world: World, monkeypatch: pytest.MonkeyPatch, source: str, name: str
+) -> None:
+    cohort = world.fill(12).cohort()
+    sft = world.predictions("sft", cohort, exact(world))
+    with artifact.draft(str(world.store), "weights", 1, Weights(source=source), {}) as draft:
+        (draft.out / "chexbert").mkdir()
+        (draft.out / "chexbert" / "config.json").write_text("{}")
+        weights = draft.commit({})
+    asked: list[str] = []
+
+    def read(_: Engine, texts: list[str]) -> list[tuple[int, ...]]:
+        asked.extend(texts)
+        return [tuple(row) for row in lexicon(texts).tolist()]
+
+    monkeypatch.setattr(Engine, "conditions", read)
+    settings = config(suites=("conditions",))
+    made = evaluate(settings, cohort, {"sft": sft}, {}, str(world.store), weights)
+    found = suites.read(made)
+    assert found["conditions"]["labeller"] == name
+    assert len(set(asked)) == len(asked) > 0
+    by_rules = run(world, cohort, {"sft": sft}, suites=("conditions",), condition_labeller="lexicon")
+    assert by_rules["conditions"] == found["conditions"] | {"labeller": LEXICON}
 
 
 def test_a_subgroup_that_got_worse_raises_its_alarm(world: World) -> None:
