@@ -122,9 +122,9 @@ def tasks(judge_url: str) -> dict[str, Task]:
         f"regression_pairs={json.dumps([(whole, 'sft')])}",
     )
     found["evaluate"] = Task(("evaluate", "--recipe=toy/evaluate", judge, *asked), (*results, weights))
-    asked = ("title=The paper's ablations on phantoms", "focus=step 2")
+    titled = ("title=The paper's ablations on phantoms", "focus=step 2")
     found["report"] = Task(
-        ("report", "--recipe=toy/report", *asked), (*results, ("--evaluation=", "evaluate"))
+        ("report", "--recipe=toy/report", *titled), (*results, ("--evaluation=", "evaluate"))
     )
     return found
 
