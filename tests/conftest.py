@@ -111,7 +111,7 @@ def _moto_server() -> Iterator[S3]:
     from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
-    # moto looks whether an object is there, and then writes it: of two threads both may. S3 does that at once.
+    # moto looks whether an object is there, and then writes it: two threads may both. S3 does that at once.
     one_at_a_time = threading.Lock()
     for name in ("_key_response_put", "_key_response_post"):
         setattr(S3Response, name, _locked(getattr(S3Response, name), one_at_a_time))
