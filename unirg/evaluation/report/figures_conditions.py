@@ -38,9 +38,7 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
                         [
                             str(support[key]),
                             *(
-                                Cell(condition(measure, key, n), measure)
-                                if key in rows
-                                else "too small"
+                                Cell(condition(measure, key, n), measure) if key in rows else "too small"
                                 for n in names
                             ),
                         ],
@@ -74,7 +72,9 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
             return record
 
         title = f"Averages over conditions: {label}"
-        caption = f"Micro and macro averages over 14 and 5 conditions with 95% intervals; labels by {labeller}."
+        caption = (
+            f"Micro and macro averages over 14 and 5 conditions with 95% intervals; labels by {labeller}."
+        )
         svg = draw.forest(
             f"{name}-averages", f"{title}. {caption}", panels, kinds, shown.series(few), average
         )

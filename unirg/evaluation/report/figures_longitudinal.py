@@ -100,9 +100,11 @@ def _pairs(name: str, where: str, suite: Data, cells: Sequence[Data], shown: Sho
         return found
 
     title = f"With and without priors: {where}"
-    caption = "Means with 95% intervals of systems shown the prior study and of those not shown it: " + "; ".join(
-        f"{pair['with']} (with) against {pair['without']} (without)" for pair in suite["pairs"]
-    ) + "."
+    caption = (
+        "Means with 95% intervals of systems shown the prior study and of those not shown it: "
+        + "; ".join(f"{pair['with']} (with) against {pair['without']} (without)" for pair in suite["pairs"])
+        + "."
+    )
     svg = draw.across(
         name,
         f"{title}. {caption}",

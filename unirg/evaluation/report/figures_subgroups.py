@@ -13,8 +13,12 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
     drawn = []
     for name, group in whole(suite):
         few = _two(group, shown)
-        metrics = [m for m in suite["metrics"] if any(group["overall"][n][m]["mean"] is not None for n in few)]
-        metrics = [m for m in ("composite", "radcliq_v1", "bertscore", "radgraph", "errors") if m in metrics][:3]
+        metrics = [
+            m for m in suite["metrics"] if any(group["overall"][n][m]["mean"] is not None for n in few)
+        ]
+        metrics = [m for m in ("composite", "radcliq_v1", "bertscore", "radgraph", "errors") if m in metrics][
+            :3
+        ]
         levels = {
             f"{attribute}:{level}": found
             for attribute, of in group["attributes"].items()

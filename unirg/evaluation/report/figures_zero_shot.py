@@ -42,7 +42,9 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
     drawn = [Drawn("zero-shot-means", "4a", title, caption, svg, tables)]
 
     few, kept = shown.few(sides["zero_shot"]["values"]), metrics[:4]
-    rows = [(str(at), place(group) if group["corpus"] else "All unseen places") for at, group in enumerate(away)]
+    rows = [
+        (str(at), place(group) if group["corpus"] else "All unseen places") for at, group in enumerate(away)
+    ]
 
     def drop(metric: str, row: str, system: str) -> Data | None:
         found = away[int(row)]["drops"].get(system, {}).get(metric)
@@ -54,7 +56,9 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
         "intervals; right of the dashed line is worse."
     )
     panels = [p._replace(subtitle=shown.by(p.key)) for p in map(shown.panel, kept)]
-    svg = draw.forest("zero-shot-drops", f"{title}. {caption}", panels, rows, shown.series(few), drop, zero=True)
+    svg = draw.forest(
+        "zero-shot-drops", f"{title}. {caption}", panels, rows, shown.series(few), drop, zero=True
+    )
     tables = [
         Table(
             f"{label}: drop with 95% interval; p-values corrected over the places",

@@ -67,14 +67,14 @@ def formatted(value: float | None, metric: str) -> str:
 class Shown:
     """Who is drawn, in which colour and with which marker, and how a metric is called."""
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: Data, judge: str) -> None:
         self.data = data
         self.suites: Data = data["suites"]
         self.systems: list[Data] = list(data["systems"])
         self.colours = plots.colours(self.systems)
         names = [system["name"] for system in self.systems]
         self.markers = {name: MARKERS[at % len(MARKERS)] for at, name in enumerate(names)}
-        self.judge = data["judge_label"]
+        self.judge = judge
 
     def series(self, names: Sequence[str]) -> list[Series]:
         return [Series(name, name, self.colours[name], self.markers[name]) for name in names]
