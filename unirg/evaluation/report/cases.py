@@ -191,8 +191,8 @@ def _candidate(
     findings, impression = prompts.split_sections(written or "")
     missing = system.reasons.get(study.study_id, "no candidate") if written is None else None
     expected = reference(study, "report")
-    marked = (differences.candidate(part or "", expected) for part in (findings, impression))
-    return Text(system.name, *marked, kept, missing)
+    said = [differences.candidate(part or "", expected) for part in (findings, impression)]
+    return Text(system.name, said[0], said[1], kept, missing)
 
 
 def _picture(caption: str, study: Study | None, pixels: int) -> Picture | None:

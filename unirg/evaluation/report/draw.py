@@ -5,6 +5,7 @@ Series differ by colour and by marker, so that neither a colour-blind reader nor
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,8 +67,8 @@ def across(
                     if found and found["mean"] is not None:
                         _upright(axis, place + shift, found, own)
             axis.set_xlim(-0.5, len(categories) - 0.5)
-            labels = [plots.short(label).replace(" ", "\n", 1) for _, label in categories]
-            axis.set_xticks(range(len(categories)), labels)
+            labels = ["\n".join(textwrap.wrap(plots.visible(label), 11)) for _, label in categories]
+            axis.set_xticks(range(len(categories)), labels, fontsize=7.5)
             axis.tick_params(axis="x", labelcolor=INK)
             axis.grid(axis="y")
         for axis in axes[len(panels) :]:

@@ -42,8 +42,8 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
             if of:
                 title = f"{title}: {of} and its ablations"
             caption = (
-                "Means over the validation studies at each step, one marker a run; the logs hold no score of a "
-                "single study, so there are no intervals."
+                "Means over the validation studies at each step, one marker a run; the logs hold no score of "
+                "a single study, so there are no intervals."
                 if paper
                 else "As logged, one marker a run, each against its own steps."
             )

@@ -16,7 +16,7 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
         label, judge = place(group), suite["judge"]
         found = group["systems"]
         names = shown.names(found)
-        systems = [system for system in shown.systems if system["name"] in found]
+        systems = [system for system in shown.systems if system["name"] in shown.scored(found)]
         size = f"{group['studies']} studies, {group['patients']} patients"
 
         def errors(system: str, kind: str, category: str, of: Data = found) -> Data | None:

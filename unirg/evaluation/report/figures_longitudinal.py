@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from unirg.evaluation.candidates import COPY_PRIOR
 from unirg.evaluation.report import draw
-from unirg.evaluation.report.shown import SPLITS, Cell, Data, Drawn, Shown, Table, measured
+from unirg.evaluation.report.shown import INVERSE, RADCLIQ, SPLITS, Cell, Data, Drawn, Shown, Table, measured
 
 FIGURES = {"encounter": ("3b", "By encounter"), "category": ("3c", "By temporal category")}
 CELLS = {"all": "All studies", "prior": "All studies with a prior", "5+": "5th and later"}
@@ -38,12 +38,20 @@ def called(cell: Data) -> str:
     return CELLS.get(name, name.replace("_", " ").capitalize())
 
 
+def _metrics(cells: Sequence[Data], names: Sequence[str], shown: Shown) -> list[str]:
+    """Three metrics to draw: RadCliQ-v1 itself where its reciprocal is near its pole for any of `names`."""
+    records = [cell["values"].get(name, {}).get(INVERSE) for cell in cells for name in names]
+    beyond = any(r and r["n"] and (r["low"] is None or r["low"] <= 0) for r in records)
+    metrics = shown.first(measured(cells[0]), 3)
+    return [RADCLIQ if metric == INVERSE and beyond else metric for metric in metrics]
+
+
 def _cells(
     name: str, paper: str, title: str, every: Sequence[Data], kept: Sequence[Data], shown: Shown
 ) -> Drawn:
     by = {cell["cell"]: cell for cell in kept}
-    metrics = shown.first(measured(kept[0]), 3)
     few = shown.few(kept[0]["values"], always=[COPY_PRIOR])
+    metrics = _metrics(kept, few, shown)
     names = shown.names(kept[0]["values"])
 
     def find(metric: str, cell: str, system: str) -> Data | None:
@@ -90,9 +98,9 @@ def _cells(
 def _pairs(name: str, where: str, suite: Data, cells: Sequence[Data], shown: Shown) -> Drawn:
     """What priors bring: means of each pair over all studies and those with a prior, and the difference."""
     kept = [cell for cell in cells if cell["by"] in ("all", "prior")] or list(cells[:1])
-    metrics = shown.first(measured(kept[0]), 3)
     members = list(dict.fromkeys(n for pair in suite["pairs"] for n in (pair["with"], pair["without"])))
     names = [n for n in shown.names(kept[0]["values"]) if n in (*members, COPY_PRIOR)]
+    metrics = _metrics(kept, names, shown)
     by = {cell["by"]: cell for cell in kept}
 
     def find(metric: str, cell: str, system: str) -> Data | None:

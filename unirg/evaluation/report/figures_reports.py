@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from unirg.evaluation.report import plots
-from unirg.evaluation.report.shown import INVERSE, SETTINGS, Cell, Data, Drawn, Shown, Table, measured
+from unirg.evaluation.report.shown import (
+    DASH,
+    INVERSE,
+    SETTINGS,
+    Cell,
+    Data,
+    Drawn,
+    Shown,
+    Table,
+    formatted,
+    measured,
+)
 from unirg.evaluation.report.shown import place as in_words
 
 _COLUMNS = (INVERSE, "bertscore", "sembscore", "radgraph", "ratescore", "bleu2")
@@ -32,7 +43,7 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
 
         panels = [(panel.key, panel.title, panel.subtitle) for panel in map(shown.panel, metrics)]
         label = in_words(group)
-        systems = [s for s in shown.systems if s["name"] in group["values"]]
+        systems = [s for s in shown.systems if s["name"] in shown.scored(group["values"])]
         kept = [(name, SETTINGS[name]) for name in SETTINGS if name in settings]
         titles = ", ".join(shown.label(metric) for metric in metrics)
         alt = f"{titles} by system, {label}, with 95% intervals; the table below has the numbers."
@@ -52,7 +63,7 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
                 f"reports-{at}",
                 "1d, 2a",
                 f"Metrics: {label}",
-                "Means over studies with 95% intervals; filled: findings and impression, open: findings alone.",
+                "Means with 95% intervals; filled: findings and impression, open: findings alone.",
                 plots.dots(f"reports-{at}", alt, systems, panels, kept, find),
                 tables,
             )
@@ -82,7 +93,6 @@ def boards(suite: Data, shown: Shown) -> list[dict[str, Any]]:
                 "public": public["rows"] if public else [],
             }
         )
-    # The first of each split is open, the others fold.
     return found
 
 
@@ -90,3 +100,16 @@ def public(suite: Data) -> list[dict[str, Any]]:
     """Public boards that stand beside no corpus of ours."""
     beside = {group["board"] for group in suite["groups"] if "too_small" not in group}
     return [board for key, board in suite["public"]["boards"].items() if key not in beside]
+
+
+def as_table(board: Data, shown: Shown) -> Table:
+    """A board as `boards` made it, for Markdown: our rows by rank, then the public ones."""
+    rows: list[tuple[str, list[Cell | str]]] = []
+    for row in board["rows"]:
+        cells = [Cell(row["values"].get(m), m) for m in board["columns"]]
+        rows.append((row["system"], [str(row["rank"] or DASH), *cells]))
+    for row in board["public"]:
+        numbers = [formatted(row["metrics"].get(m), m) for m in board["columns"]]
+        rows.append((f"{row['model']} (public board)", [str(row["rank"]), *numbers]))
+    caption = f"{board['title']}, {board['studies']} studies"
+    return Table(caption, ["System", "Rank", *map(shown.heading, board["columns"])], rows)

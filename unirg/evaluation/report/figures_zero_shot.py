@@ -13,12 +13,14 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
     groups = [g for g in suite["groups"] if g["setting"] == "report" and "too_small" not in g]
     sides = {g["split"]: g for g in groups if g["corpus"] is None}
     away = [g for g in groups if g["split"] == "zero_shot" and "drops" in g]
+    if len({g["corpus"] for g in away if g["corpus"]}) == 1:  # all unseen places are this corpus
+        away = [g for g in away if g["corpus"] is None or g["institution"]]
     if set(sides) != {"test", "zero_shot"} or not away:
         return []
     known = measured(sides["zero_shot"])
     metrics = shown.first(known, 6)
     names = shown.names(sides["zero_shot"]["values"])
-    systems = [system for system in shown.systems if system["name"] in names]
+    systems = [s for s in shown.systems if s["name"] in shown.scored(sides["zero_shot"]["values"])]
 
     def mean(system: str, split: str, metric: str) -> Data | None:
         found: Data | None = sides[split]["values"].get(system, {}).get(metric)
@@ -52,8 +54,8 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
 
     title = "Zero-shot: the drop on each unseen place"
     caption = (
-        "How much worse each unseen place is than the places learned from, in the metric's own units, with 95% "
-        "intervals; right of the dashed line is worse."
+        "How much worse each unseen place is than the places learned from, in the metric's own units, with "
+        "95% intervals; right of the dashed line is worse."
     )
     panels = [p._replace(subtitle=shown.by(p.key)) for p in map(shown.panel, kept)]
     svg = draw.forest(

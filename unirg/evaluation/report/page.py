@@ -15,6 +15,7 @@ from unirg.evaluation.report import (
     figures_reports,
     figures_subgroups,
     figures_zero_shot,
+    markdown,
     plots,
     told,
 )
@@ -66,7 +67,14 @@ ALARMS = {
 Data = Mapping[str, Any]
 
 
-def render(title: str, data: Data, cases: Sequence[Case]) -> str:
+class Page(NamedTuple):
+    """The report in its two forms."""
+
+    html: str
+    markdown: str
+
+
+def render(title: str, data: Data, cases: Sequence[Case]) -> Page:
     """The whole page. Every text goes through Jinja2's autoescape but the figures, which are ours."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -86,21 +94,21 @@ def render(title: str, data: Data, cases: Sequence[Case]) -> str:
         "alarm": alarm,
     }
     template = environment.get_template("report.html")
-    figures = _figures(data, view)
-    shown = Shown(data, view.judge)
-    suites = {
-        name: draw(data["suites"][name], shown) for name, draw in DRAWN.items() if name in data["suites"]
-    }
-    reports = data["suites"].get("reports")
+    shown, suites = Shown(data, view.judge), data["suites"]
+    drawn = {name: draw(suites[name], shown) for name, draw in DRAWN.items() if name in suites}
+    reports = suites.get("reports")
+    boards = figures_reports.boards(reports, shown) if reports else []
     levels = dict.fromkeys(level for case in cases for level in case.levels)
-    return template.render(
-        **{"title": title, "data": data, "cases": cases, "view": view, "figures": figures, "shown": shown},
-        **{"kinds": KINDS, "levels": sorted(levels), "told": told.alarms(data), "suite_names": told.SUITES},
-        suite_figures=suites,
-        boards=figures_reports.boards(reports, shown) if reports else [],
+    raised = told.alarms(data)
+    html = template.render(
+        **{"title": title, "data": data, "cases": cases, "view": view, "shown": shown},
+        **{"kinds": KINDS, "levels": sorted(levels), "told": raised, "suite_names": told.SUITES},
+        **{"figures": _figures(data, view), "suite_figures": drawn, "boards": boards},
         public_boards=figures_reports.public(reports) if reports else [],
-        sanity_groups=told.summary(data["suites"].get("sanity", {})),
-    ).lstrip()
+        sanity_groups=told.summary(suites.get("sanity", {})),
+    )
+    tables = [figures_reports.as_table(board, shown) for board in boards]
+    return Page(html.lstrip(), markdown.render(title, data, raised, drawn, tables))
 
 
 def lead(data: Data) -> str:

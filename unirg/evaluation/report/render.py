@@ -27,6 +27,7 @@ from unirg.metrics.catalog import CATALOG
 VERSION = 5
 STAGE = "report"
 HTML = "report.html"
+MARKDOWN = "report.md"
 NUMBERS = "report.json"
 SUITES = "suites.json"
 HOW = "Evaluate again with `unirg evaluate`."
@@ -86,7 +87,9 @@ def report(
             "dropped": opened.index.dropped,
             "provenance": provenance,
         }
-        (draft.out / HTML).write_text(page.render(config.title, numbers, chosen), encoding="utf-8")
+        made = page.render(config.title, numbers, chosen)
+        (draft.out / HTML).write_text(made.html, encoding="utf-8")
+        (draft.out / MARKDOWN).write_text(made.markdown, encoding="utf-8")
         (draft.out / NUMBERS).write_text(json.dumps(numbers, indent=1, sort_keys=True, allow_nan=False))
         return draft.commit({"cases": len(chosen), "systems": len(data["systems"])})
 

@@ -83,9 +83,13 @@ class Shown:
         """Those of the systems that a suite has numbers of, in the order of the page."""
         return [system["name"] for system in self.systems if system["name"] in found]
 
+    def scored(self, found: Mapping[str, Any]) -> list[str]:
+        """Those of them that have any mean, for a figure; its table tells the others' as missing."""
+        return [name for name in self.names(found) if _has_mean(found[name])]
+
     def few(self, found: Mapping[str, Any], always: Sequence[str] = ()) -> list[str]:
         """At most `MOST` of them: `always`, then the policies from the best down, then baselines."""
-        known = self.names(found)
+        known = self.scored(found)
         policies = [s["name"] for s in self.systems if s["kind"] == "policy"]
         order = self.best()
         ranked = [name for name in order if name in policies] + [p for p in policies if p not in order]
@@ -120,24 +124,32 @@ class Shown:
         modelled = known["modelled"] if known else bool(name in CATALOG and catalog.with_weights([name]))
         judged = known["judged"] if known else name.startswith("errors")
         whose = (self.data["scorers"] if modelled else None, self.judge if judged else None)
-        return ", ".join(filter(None, whose))
+        return ", ".join(name for name in whose if name)
 
     def panel(self, metric: str, title: str | None = None) -> Panel:
         """A metric's plot: its name, whose numbers it rests on, and which way is better."""
-        better = "higher is better" if self.higher(metric) else "lower is better"
-        return Panel(metric, title or self.label(metric), ", ".join(filter(None, (self.by(metric), better))))
+        return Panel(metric, f"{title or self.label(metric)} {self.arrow(metric)}", self.by(metric))
+
+    def arrow(self, metric: str) -> str:
+        """Whether higher or lower is better."""
+        return "\N{UPWARDS ARROW}" if self.higher(metric) else "\N{DOWNWARDS ARROW}"
 
     def heading(self, metric: str) -> str:
         """A column's head."""
         whose = self.by(metric)
-        arrow = "\N{UPWARDS ARROW}" if self.higher(metric) else "\N{DOWNWARDS ARROW}"
-        return f"{self.label(metric)} {arrow}" + (f" ({whose})" if whose else "")
+        return f"{self.label(metric)} {self.arrow(metric)}" + (f" ({whose})" if whose else "")
 
     def first(self, metrics: Sequence[str], count: int) -> list[str]:
         """The metrics that a figure with little room shows, as the paper's figures do."""
         order = (INVERSE, "bertscore", "sembscore", "radgraph", "ratescore", "composite", "bleu2", "rouge_l")
         wanted = [name for name in (INVERSE, "errors", *order[1:]) if name in metrics]
         return wanted[:count]
+
+
+def _has_mean(found: Any) -> bool:
+    if not isinstance(found, Mapping):
+        return False
+    return found.get("mean") is not None or any(_has_mean(each) for each in found.values())
 
 
 def measured(group: Data, key: str = "values") -> list[str]:

@@ -27,7 +27,7 @@ MEANINGS: Mapping[tuple[str, str], str] = {
     (
         "longitudinal",
         "below copy-prior",
-    ): "Repeating the last report does better: change over time is missed.",
+    ): "Repeating the last report does better: change is missed.",
     ("longitudinal", "priors hurt"): "Showing the earlier study makes the reports worse.",
     ("longitudinal", "priors ignored"): "The earlier study changes nothing in the reports.",
     ("longitudinal", "mixed up"): "A system is not what it is called: check which predictions are which.",
@@ -69,6 +69,10 @@ class Told(NamedTuple):
     name: str
     meaning: str
     alarms: list[Data]
+
+    def systems(self) -> list[str]:
+        """Whom they concern, each once."""
+        return list(dict.fromkeys(str(alarm["system"] or "all systems") for alarm in self.alarms))
 
 
 def alarms(data: Data) -> list[Told]:
