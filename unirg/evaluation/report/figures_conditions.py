@@ -7,7 +7,7 @@ from unirg.evaluation.report.draw import Panel
 from unirg.evaluation.report.shown import Cell, Data, Drawn, Shown, Table, place, whole
 
 MEASURES = {"f1": "F1", "precision": "Precision", "recall": "Recall"}
-AVERAGES = {"micro": "micro", "macro": "macro", "macro_supported": "macro, conditions with support"}
+AVERAGES = {"micro": "micro", "macro": "macro", "macro_supported": "macro, if supported"}
 
 
 def figures(suite: Data, shown: Shown) -> list[Drawn]:

@@ -18,7 +18,9 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
     """The paper's figures from the validations, then the trainers' own curves, then the ends compared."""
     drawn: list[Drawn] = []
     runs = list(suite["runs"])
-    colours = {run: plots.PALETTE[at % len(plots.PALETTE)] for at, run in enumerate(runs)}
+    colours = {
+        run: shown.colours.get(run, plots.PALETTE[at % len(plots.PALETTE)]) for at, run in enumerate(runs)
+    }
     curves = {(curve["run"], curve["key"]): curve for curve in suite["curves"]}
     families = list(dict.fromkeys(figure["of"] for figure in suite["figures"]))
     for at, of in enumerate(families):

@@ -93,7 +93,9 @@ class Shown:
         policies = [s["name"] for s in self.systems if s["kind"] == "policy"]
         order = self.best()
         ranked = [name for name in order if name in policies] + [p for p in policies if p not in order]
-        wanted = dict.fromkeys([*always, *ranked, *known])
+        # `sft, sampled` has the colour of `sft`: of each such family the best comes before any other.
+        first = list({self.colours[name]: name for name in reversed(ranked) if name in known}.values())[::-1]
+        wanted = dict.fromkeys([*always, *sorted(first, key=ranked.index), *ranked, *known])
         kept = [name for name in wanted if name in known][:MOST]
         return [name for name in known if name in kept]
 

@@ -14,7 +14,7 @@ SUITES = {
     "longitudinal": "Longitudinal",
     "zero_shot": "Zero-shot",
     "subgroups": "Subgroups",
-    "dynamics": "Training",
+    "dynamics": "Training dynamics",
     "sanity": "Sanity of the texts",
 }
 """Suites in the order of the page, and their headings."""
