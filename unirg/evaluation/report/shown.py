@@ -125,8 +125,8 @@ class Shown:
         known = self.data["metrics"].get(name)
         modelled = known["modelled"] if known else bool(name in CATALOG and catalog.with_weights([name]))
         judged = known["judged"] if known else name.startswith("errors")
-        whose = (self.data["scorers"] if modelled else None, self.judge if judged else None)
-        return ", ".join(name for name in whose if name)
+        scorers = str(self.data["scorers"] or "") if modelled else ""
+        return ", ".join(name for name in (scorers, self.judge if judged else "") if name)
 
     def panel(self, metric: str, title: str | None = None) -> Panel:
         """A metric's plot: its name, whose numbers it rests on, and which way is better."""
