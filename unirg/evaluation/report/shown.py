@@ -165,9 +165,8 @@ def measured(group: Data, key: str = "values") -> list[str]:
 def place(group: Data) -> str:
     """A group in words."""
     where = group.get("institution") or group["corpus"]
-    parts = [SPLITS.get(group["split"], group["split"])]
-    parts += [str(where)] if where else ["all corpora"]
-    return ", ".join(parts)
+    split = str(group["split"])
+    return f"{SPLITS.get(split, split)}, {where or 'all corpora'}"
 
 
 def whole(suite: Data, settings: Sequence[str] = ("report",)) -> Iterator[tuple[str, Data]]:
