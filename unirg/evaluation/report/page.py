@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unirg.evaluation.aggregates import shown_first
 from unirg.evaluation.history import VALIDATION
-from unirg.evaluation.report import plots
-from unirg.evaluation.report.cases import Case
+from unirg.evaluation.report import (
+    figures_conditions,
+    figures_dynamics,
+    figures_errors,
+    figures_longitudinal,
+    figures_reports,
+    figures_subgroups,
+    figures_zero_shot,
+    markdown,
+    plots,
+    told,
+)
+from unirg.evaluation.report import shown as showing
+from unirg.evaluation.report.cases import KINDS, Case
+from unirg.evaluation.report.shown import SETTINGS, SPLITS, Drawn, Shown, formatted
 from unirg.metrics.catalog import CATALOG
 from unirg.metrics.chexprompt import CATEGORIES
 
-SPLITS = {"test": "Held-out", "zero_shot": "Zero-shot", "validate": "Validation", "train": "Training"}
-SETTINGS = {"report": "Findings and impression", "findings": "Findings alone"}
 TERMS = {
     **{name: entry.label for name, entry in CATALOG.items()},
     "errors": "1 / (errors + 1)",
@@ -26,7 +36,16 @@ TERMS = {
 BEST_BY = "radcliq_v1"
 """The validation's score that the best checkpoint is known by; it is drawn first."""
 LOWER = "lower is better"
-MINUS = "\N{MINUS SIGN}"
+DRAWN: Mapping[str, Callable[[Any, Shown], list[Drawn]]] = {
+    "reports": figures_reports.figures,
+    "errors": figures_errors.figures,
+    "conditions": figures_conditions.figures,
+    "longitudinal": figures_longitudinal.figures,
+    "zero_shot": figures_zero_shot.figures,
+    "subgroups": figures_subgroups.figures,
+    "dynamics": figures_dynamics.figures,
+    "sanity": lambda suite, shown: [],  # its numbers are a table
+}
 
 
 class Alarm(NamedTuple):
@@ -48,7 +67,14 @@ ALARMS = {
 Data = Mapping[str, Any]
 
 
-def render(title: str, data: Data, cases: Sequence[Case]) -> str:
+class Page(NamedTuple):
+    """The report in its two forms."""
+
+    html: str
+    markdown: str
+
+
+def render(title: str, data: Data, cases: Sequence[Case]) -> Page:
     """The whole page. Every text goes through Jinja2's autoescape but the figures, which are ours."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -68,8 +94,21 @@ def render(title: str, data: Data, cases: Sequence[Case]) -> str:
         "alarm": alarm,
     }
     template = environment.get_template("report.html")
-    figures = _figures(data, view)
-    return template.render(title=title, data=data, cases=cases, view=view, figures=figures).lstrip()
+    shown, suites = Shown(data, view.judge), data["suites"]
+    drawn = {name: draw(suites[name], shown) for name, draw in DRAWN.items() if name in suites}
+    reports = suites.get("reports")
+    boards = figures_reports.boards(reports, shown) if reports else []
+    levels = dict.fromkeys(level for case in cases for level in case.levels)
+    raised = told.alarms(data)
+    html = template.render(
+        **{"title": title, "data": data, "cases": cases, "view": view, "shown": shown},
+        **{"kinds": KINDS, "levels": sorted(levels), "told": raised, "suite_names": told.SUITES},
+        **{"figures": _figures(data, view), "suite_figures": drawn, "boards": boards},
+        public_boards=figures_reports.public(reports) if reports else [],
+        sanity_groups=told.summary(suites.get("sanity", {})),
+    )
+    tables = [figures_reports.as_table(board, shown) for board in boards]
+    return Page(html.lstrip(), markdown.render(title, data, raised, drawn, tables))
 
 
 def lead(data: Data) -> str:
@@ -178,6 +217,34 @@ class View:
         """Whether any system was trained with rewards, and so watched for alarms."""
         return any(curve["key"].startswith("rewards/") for curve in self.data["training"])
 
+    small = staticmethod(showing.small)
+    place = staticmethod(showing.place)
+
+    def count(self, kinds: Sequence[told.Told]) -> int:
+        """How many alarms there are."""
+        return sum(len(kind.alarms) for kind in kinds)
+
+    def public(self, boards: Sequence[Data]) -> bool:
+        """Whether any board has public rows, beside ours or alone."""
+        return bool(self.data["suites"]["reports"]["public"]["boards"])
+
+    def contents(self, boards: Sequence[Data], cases: Sequence[Case]) -> list[tuple[str, str]]:
+        """(anchor, label) of every section of the page."""
+        suites = self.data["suites"]
+        found = [
+            ("leaderboard", "Leaderboard" if boards else ""),
+            ("results", "Results"),
+            ("comparisons", "Comparisons" if self.data["comparisons"] else ""),
+            ("errors", "Errors" if self.judge and "errors" not in suites else ""),
+            *((f"suite-{name}", label) for name, label in told.SUITES.items() if name in suites),
+            ("places", "Institutions"),
+            ("training", "Training logs" if self.data["training"] else ""),
+            ("cases", "Cases" if cases else ""),
+            ("unscored", "Not scored"),
+            ("provenance", "Provenance"),
+        ]
+        return [(anchor, label) for anchor, label in found if label]
+
     def software(self) -> dict[str, str]:
         """Versions over all stages; several where stages ran with different ones."""
         found: dict[str, dict[str, None]] = {}
@@ -247,13 +314,6 @@ def alarm(name: str) -> Alarm:
 
 def _line(curve: Data, view: View) -> plots.Line:
     return curve["system"], curve["steps"], curve["values"], view.colours[curve["system"]]
-
-
-def formatted(value: float | None, metric: str) -> str:
-    """A number as it is printed: two decimals for counts of errors, three for scores."""
-    if value is None or not math.isfinite(value):
-        return "\N{EM DASH}"
-    return f"{value:.{2 if metric.startswith('errors') else 3}f}".replace("-", MINUS)
 
 
 def signed(value: float | None, metric: str) -> str:

@@ -61,18 +61,18 @@ def dots(
     columns = 4 if len(panels) == 4 else 3
     rows = -(-len(panels) // columns)
     height = rows * (0.27 * len(systems) + 0.85) + 0.35
-    with _style():
-        figure = _figure(height)
+    with style():
+        figure = blank(height)
         axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         for axis, (metric, title, subtitle) in zip(axes, panels, strict=False):
-            _title(axis, title, subtitle, room=any(panel[2] for panel in panels))
+            add_title(axis, title, subtitle, room=any(panel[2] for panel in panels))
             for row, system in enumerate(systems):
                 for rank, (split, label) in enumerate(splits):
                     numbers = find(system["name"], split, metric)
                     if numbers and numbers["mean"] is not None:
                         lift = (rank - (len(splits) - 1) / 2) * 0.34
                         _dot(axis, numbers, row + lift, shown[system["name"]], hollow=rank > 0, label=label)
-            axis.set_yticks(range(len(systems)), [_short(system["name"]) for system in systems])
+            axis.set_yticks(range(len(systems)), [short(system["name"]) for system in systems])
             axis.set_ylim(len(systems) - 0.4, -0.6)
             axis.tick_params(axis="y", labelcolor=INK)
             if axis.dataLim.xmin >= 0:  # from zero, with room for a marker there
@@ -81,18 +81,18 @@ def dots(
             axis.grid(axis="x")
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        _legend(
+        add_legend(
             figure,
             [("o", label, INK, INK if rank == 0 else "white") for rank, (_, label) in enumerate(splits)],
         )
-        return _svg(figure, name, alt)
+        return as_svg(figure, name, alt)
 
 
-def _title(axis: Axes, title: str, subtitle: str, room: bool) -> None:
+def add_title(axis: Axes, title: str, subtitle: str, room: bool) -> None:
     """A title, and below it in small type whose numbers these are."""
-    axis.set_title(_short(title), loc="left", pad=18 if room else 8)
+    axis.set_title(short(title), loc="left", pad=18 if room else 8)
     axis.annotate(
-        _short(subtitle), (0, 1), (0, 6), "axes fraction", textcoords="offset points", fontsize=8, color=MUTED
+        short(subtitle), (0, 1), (0, 6), "axes fraction", textcoords="offset points", fontsize=8, color=MUTED
     )
 
 
@@ -103,12 +103,12 @@ def _dot(axis: Axes, numbers: Number, y: float, colour: str, hollow: bool, label
     axis.plot([numbers["mean"]], [y], "o", color=colour, mfc=face, markersize=5.5, zorder=3, clip_on=False)
 
 
-def _legend(figure: Figure, entries: Sequence[tuple[str, str, str, str]]) -> None:
+def add_legend(figure: Figure, entries: Sequence[tuple[str, str, str, str]]) -> None:
     """Above the panels: (marker, label, colour, colour inside the marker)."""
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], marker=marker, color=colour, markerfacecolor=face, label=_short(label))
+        Line2D([], [], marker=marker, color=colour, markerfacecolor=face, label=short(label))
         for marker, label, colour, face in entries
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=min(len(handles), 5), frameon=False)
@@ -153,11 +153,11 @@ def _against_steps(
 ) -> str:
     columns = 4
     rows = -(-len(panels) // columns)
-    with _style():
-        figure = _figure(rows * 1.85 + 0.1 + 0.3 * bool(legend))
+    with style():
+        figure = blank(rows * 1.85 + 0.1 + 0.3 * bool(legend))
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, (title, subtitle, lines) in zip(axes, panels, strict=False):
-            _title(axis, title, subtitle, room=any(panel[1] for panel in panels))
+            add_title(axis, title, subtitle, room=any(panel[1] for panel in panels))
             draw(axis, lines)
             axis.grid(axis="y")
             axis.set_xlabel("step")
@@ -165,8 +165,8 @@ def _against_steps(
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
         if legend:
-            _legend(figure, legend)
-        return _svg(figure, name, alt)
+            add_legend(figure, legend)
+        return as_svg(figure, name, alt)
 
 
 def running_mean(values: Sequence[float]) -> np.ndarray:
@@ -186,12 +186,12 @@ def visible(text: str) -> str:
     )
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     name = visible(text)
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _style() -> Any:
+def style() -> Any:
     import matplotlib
 
     return matplotlib.rc_context(
@@ -223,14 +223,14 @@ def _style() -> Any:
     )
 
 
-def _figure(height: float) -> Figure:
+def blank(height: float) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     return Figure(figsize=(_WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
 
 
-def _svg(figure: Figure, name: str, alt: str) -> str:
+def as_svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as an `<svg>` element that can stand in a page beside others."""
     import matplotlib
 

@@ -24,10 +24,13 @@ from unirg.evaluation.report import cases, page
 from unirg.metrics import catalog
 from unirg.metrics.catalog import CATALOG
 
-VERSION = 4
+VERSION = 5
 STAGE = "report"
 HTML = "report.html"
+MARKDOWN = "report.md"
 NUMBERS = "report.json"
+SUITES = "suites.json"
+HOW = "Evaluate again with `unirg evaluate`."
 CURVES = ("loss", "reward", "kl")
 """Keys of a trainer's log that are drawn, besides each reward's own and the validation's scores."""
 
@@ -76,6 +79,7 @@ def report(
         histories = {name: training_history(made) for name, made in checkpoints.items()}
         provenance = _provenance(inputs)
         numbers = data | {
+            "suites": suites(evaluation),
             "training": _training(data, checkpoints, histories),
             "validations": _validations(data, histories),
             "alarms": _alarms(data, checkpoints, histories),
@@ -83,7 +87,9 @@ def report(
             "dropped": opened.index.dropped,
             "provenance": provenance,
         }
-        (draft.out / HTML).write_text(page.render(config.title, numbers, chosen), encoding="utf-8")
+        made = page.render(config.title, numbers, chosen)
+        (draft.out / HTML).write_text(made.html, encoding="utf-8")
+        (draft.out / MARKDOWN).write_text(made.markdown, encoding="utf-8")
         (draft.out / NUMBERS).write_text(json.dumps(numbers, indent=1, sort_keys=True, allow_nan=False))
         return draft.commit({"cases": len(chosen), "systems": len(data["systems"])})
 
@@ -96,6 +102,13 @@ def _check(evaluation: Artifact, cohort: Artifact, predictions: Mapping[str, Art
             raise UserError(
                 f"{name} is not what evaluation {evaluation.uri} was made of: give the same inputs"
             )
+
+
+def suites(evaluation: Artifact) -> dict[str, Any]:
+    """What the suites found; of an evaluation that ran none, that none ran."""
+    if not any(entry == SUITES for entry in evaluation.manifest.files):
+        return {"not_run": [{"suite": "every suite", "why": "the evaluation holds none", "how": HOW}]}
+    return dict(json.loads(evaluation.path(SUITES).read_bytes()))
 
 
 def _cases(
@@ -113,13 +126,16 @@ def _cases(
         return []
     focus = config.focus or policies[-1]
     rows = pq.read_table(evaluation.path("scores.parquet")).to_pylist()
-    chosen = cases.choose(rows, focus, page.lead(data), config.cases)
+    lead = page.lead(data)
+    higher = bool(data["metrics"][lead]["higher_is_better"])
+    chosen = cases.choose(rows, focus, lead, config.cases, policies, higher)
     studies = candidates.attempted(predictions, cohort)
     systems = {name: candidates.policy(name, predictions[name], studies) for name in policies}
     systems |= {system.name: system for system in candidates.baselines(cohort, studies)}
     order = [focus, *(system["name"] for system in data["systems"] if system["name"] != focus)]
     shown = aggregates.shown_first(data["metrics"])
-    return cases.build(chosen, rows, cohort, [systems[name] for name in order], config.image_pixels, shown)
+    ordered = [systems[name] for name in order]
+    return cases.build(chosen, rows, cohort, ordered, config.image_pixels, shown, lead, higher)
 
 
 History = list[dict[str, Any]]
