@@ -7,10 +7,11 @@ from pathlib import Path
 
 from kfp import compiler
 
+from pipelines.score_archive import score_archive
 from pipelines.sweep import sweep
 from pipelines.train import train
 
-PIPELINES = {"train": train, "sweep": sweep}
+PIPELINES = {"train": train, "sweep": sweep, "score_archive": score_archive}
 
 
 def compile_all(folder: Path) -> list[Path]:

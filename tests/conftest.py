@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+import threading
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,26 @@ def s3_environment(s3: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
 
 @pytest.fixture(scope="session")
 def _moto_server() -> Iterator[S3]:
+    from moto.s3.responses import S3Response
     from moto.server import ThreadedMotoServer
 
+    # moto looks whether an object is there, and then writes it: two threads may both. S3 does that at once.
+    one_at_a_time = threading.Lock()
+    for name in ("_key_response_put", "_key_response_post"):
+        setattr(S3Response, name, _locked(getattr(S3Response, name), one_at_a_time))
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     yield S3(f"http://{host}:{port}", "moto", "moto")
     server.stop()
+
+
+def _locked(method: Callable[..., Any], lock: threading.Lock) -> Callable[..., Any]:
+    def locked(*arguments: Any, **named: Any) -> Any:
+        with lock:
+            return method(*arguments, **named)
+
+    return locked
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ CRDS = Path(__file__).parents[2] / "shared" / "crds"
 FILES = {
     "trainjobs": "trainer/trainer.kubeflow.org_trainjobs.yaml",
     "trainingruntimes": "trainer/trainer.kubeflow.org_trainingruntimes.yaml",
+    "inferenceservices": "kserve/serving.kserve.io_inferenceservices.yaml",
     "clustertrainingruntimes": "trainer/trainer.kubeflow.org_clustertrainingruntimes.yaml",
 }
 METADATA = {

@@ -174,6 +174,8 @@ class Server:
             if not new.get("status"):
                 new.pop("status", None)
             self._check(key, new, old, validation)
+            if new.get("spec") != old.get("spec"):
+                new["metadata"]["generation"] = old["metadata"]["generation"] + 1
             if "deletionTimestamp" in new["metadata"] and not new["metadata"].get("finalizers"):
                 return self._remove(key)
             return self._store("MODIFIED", key, new)
@@ -188,6 +190,8 @@ class Server:
             old = self.get(key)
             if options.get("preconditions", {}).get("uid", old["metadata"]["uid"]) != old["metadata"]["uid"]:
                 raise Refusal(409, "Conflict", f"{key[2]}: the UID in the precondition is another object's")
+            if "deletionTimestamp" in old["metadata"]:
+                return old
             if old["metadata"].get("finalizers"):
                 stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
                 return self._store(

@@ -14,6 +14,7 @@ from tests.canary import CANARY
 from unirg import __version__, artifact, cli
 from unirg.config import Config
 from unirg.errors import UserError
+from unirg.scoring.engine import EndpointAway
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., tuple[int, str, str]]
@@ -162,6 +163,7 @@ def raising(error: BaseException) -> Callable[[], object]:
     ("error", "code", "said"),
     [
         (UserError("correct the path"), 2, "unirg: correct the path"),
+        (EndpointAway("look after it"), 75, "unirg: look after it"),
         (OSError(28, "No space left on device"), 2, "unirg: the disk is full: free some space"),
         (KeyboardInterrupt(), 130, "unirg: interrupted; finished work is kept, the same command goes on"),
         (ValueError(CANARY), 1, "unirg: ValueError at "),

@@ -16,7 +16,8 @@ from tests.balancer import Balancer
 from tests.controller import Controller
 from tests.kubernetes import Server
 from unirg import cluster
-from unirg.cluster import POD, Cluster, ClusterError, Conflict, Kind, Object, Unreachable, uid
+from unirg.cluster import Cluster, ClusterError, Conflict, Unreachable
+from unirg.objects import POD, Kind, Object, condition, holds, uid
 
 JOB = Kind("trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob")
 
@@ -199,7 +200,7 @@ def test_an_object_is_followed_through_every_break_until_it_is_gone(
         disturb()
         controller.condition("one", "Suspended", reason=f"Round{number}")
         told = f"Round{number}"
-        soon(lambda told=told: any(cluster.condition(one, "Suspended").get("reason") == told for one in seen))
+        soon(lambda told=told: any(condition(one, "Suspended").get("reason") == told for one in seen))
     controller.delete("one")
     thread.join(10)
     assert not thread.is_alive()
@@ -214,7 +215,7 @@ def test_an_object_older_than_what_the_api_remembers_is_watched_not_polled(
     thread = followed(api, made, seen)
     soon(lambda: server.count("watch=true"))
     controller.condition("one", "Suspended")
-    soon(lambda: any(cluster.holds(one, "Suspended") for one in seen))
+    soon(lambda: any(holds(one, "Suspended") for one in seen))
     controller.delete("one")
     thread.join(10)
     assert not thread.is_alive()

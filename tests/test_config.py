@@ -29,12 +29,14 @@ RECIPES = {
     "score": "unirg.scoring.archive.ScoreConfig",
     "evaluate": "unirg.evaluation.evaluate.EvaluateConfig",
     "report": "unirg.evaluation.report.render.ReportConfig",
+    "comparators": "unirg.prompt_recipes.PromptRecipe",
 }
-"""Which model reads a recipe, by the first word of the recipe's name without its folder."""
+"""Which model reads a recipe, by the first word of its name without its folder; comparators by the folder."""
 
 
 def kind(recipe: str) -> str:
-    return recipe.rsplit("/", 1)[1].partition("_")[0]
+    folder, name = recipe.rsplit("/", 1)
+    return folder if folder == "comparators" else name.partition("_")[0]
 
 
 def model_of(path: str) -> type[Config]:

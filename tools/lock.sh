@@ -27,6 +27,6 @@ resolve() { # resolve OUTPUT EXTRA... [-- UV_OPTION...]
     echo "$output: $(grep -c '==' "$output") packages"
 }
 
-resolve locks/unirg.txt train serve eval pipelines dicom dev -- "$@"
+resolve locks/unirg.txt train serve eval pipelines dicom export dev -- "$@"
 # The dev tools too: the parity tests run under the same pytest settings.
 resolve locks/parity.txt parity dev -- "$@"

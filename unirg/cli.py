@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unirg import __version__, artifact, cli_metrics, cli_retention, config, telemetry
+from unirg import __version__, artifact, cli_endpoints, cli_metrics, cli_retention, config, telemetry
 from unirg.errors import UserError
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ weights_app = typer.Typer(no_args_is_help=True, help="Weights of the metrics' mo
 app.add_typer(weights_app, name="weights")
 app.add_typer(cli_metrics.app, name="metrics")
 app.add_typer(cli_retention.app)
+app.add_typer(cli_endpoints.app, name="endpoint")
 
 
 @app.command()
@@ -58,11 +59,15 @@ def stage(
     if not part:
         _done(stage(settings, store))
         return
-    numbers = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", part)
-    if numbers is None:
-        raise UserError(f"--part {part}: write it as K/N, such as 0/8")
-    done = stage_part(settings, store, int(numbers[1]), int(numbers[2]))
+    done = stage_part(settings, store, *_part(part))
     print(f"part {part}: {done} shards are written", file=sys.stderr)
+
+
+def _part(text: str) -> tuple[int, int]:
+    numbers = re.fullmatch("([0-9]{1,6})/([0-9]{1,6})", text)
+    if numbers is None or int(numbers[1]) >= int(numbers[2]):
+        raise UserError(f"--part {text}: write it as K/N with K from 0 to N - 1, such as 0/8")
+    return int(numbers[1]), int(numbers[2])
 
 
 @app.command()
@@ -138,30 +143,108 @@ def serve(
     overrides: Overrides = None,
     recipe: Recipe = None,
     store: Store = STORE,
+    host: Annotated[str, typer.Option(help="Address that it listens on; 0.0.0.0 = every one.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port of the OpenAI-compatible server; 0 = any.")] = 8080,
+    token_file: Annotated[
+        str, typer.Option(help="Requests must show this file's content as bearer token.")
+    ] = "",
+    canary: Annotated[
+        int | None,
+        typer.Option(min=0, max=100, help="In a cluster: try it with so many percent of the requests."),
+    ] = None,
 ) -> None:
-    """Checkpoint -> a running OpenAI-compatible endpoint on this machine, until Ctrl-C."""
-    from unirg.serving.endpoint import ServeConfig, run_foreground, serve
+    """Checkpoint -> a running OpenAI-compatible endpoint: on this machine, until Ctrl-C, or in a cluster.
+
+    With settings `cluster.…` it is begun or changed there, waited for and left, and its URI printed.
+    """
+    from unirg.serving.endpoint import ServeConfig, open_in_cluster, run_foreground, serve
 
     settings = config.load(ServeConfig, recipe, overrides or ())
-    run_foreground(serve(settings, artifact.open_artifact(checkpoint), store), port)
+    if settings.cluster and token_file:
+        raise UserError("--token-file is for a server on this machine: a cluster's gateway guards its own")
+    if not settings.cluster and canary is not None:
+        raise UserError(
+            f"--canary {canary} needs a cluster: --recipe paper/serve_cluster, or cluster.… settings"
+        )
+    declared = serve(settings, artifact.open_artifact(checkpoint), store)
+    if not settings.cluster:
+        run_foreground(declared, port, host, token_file)
+        return
+    endpoint = open_in_cluster(declared)
+    endpoint.begin(canary)
+    print(endpoint.wait(), file=sys.stderr)
+    print(declared.uri)
 
 
 @app.command()
 def score(
-    cohort: Cohort,
-    checkpoint: Annotated[str, typer.Option(help="URI of the checkpoint to serve and score with.")],
     overrides: Overrides = None,
+    archive: Annotated[
+        str, typer.Option("--archive", "--cohort", help="A cohort's URI, or raw studies with --corpus.")
+    ] = "",
+    corpus: Annotated[str, typer.Option(help="Corpus of raw studies, such as institution or rexrank.")] = "",
+    staging: Annotated[
+        list[str] | None,
+        typer.Option(help="Raw studies: KEY=VALUE of staging, such as institution.unknown_view=frontal."),
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="URI of a checkpoint, which is served meanwhile.")] = "",
+    endpoint: Annotated[
+        str, typer.Option(help="Or an OpenAI-compatible base URL, or the URI that `unirg serve` printed.")
+    ] = "",
+    model: Annotated[str, typer.Option(help="Name of the model at that endpoint.")] = "",
+    model_digest: Annotated[str, typer.Option(help="Its digest, where the server tells none.")] = "",
     recipe: Recipe = None,
-    store: Store = STORE,
+    store: Annotated[
+        str, typer.Option("--store", "--output", envvar="UNIRG_STORE", help="Where the predictions go.")
+    ] = STORE,
+    part: Annotated[
+        str, typer.Option(help="K/N: the K-th (from 0) of N clients; a last call without it commits.")
+    ] = "",
+    status: Annotated[str, typer.Option(help="URI of predictions: how far they are.")] = "",
 ) -> None:
-    """Cohort -> predictions: a report for every study, or the reason why there is none."""
-    from unirg.scoring.archive import ScoreConfig, score
+    """Archive -> predictions: a report for every study, or the reason why there is none."""
+    from unirg.scoring import archive as scoring
+    from unirg.scoring.inputs import archive_of
+    from unirg.scoring.remote import endpoint_of
     from unirg.serving.endpoint import ServeConfig, open_endpoint, serve
 
-    settings = config.load(ScoreConfig, recipe, overrides or ())
-    endpoint = serve(ServeConfig(), artifact.open_artifact(checkpoint), store)
-    _done(score(settings, artifact.open_artifact(cohort, "cohort"), open_endpoint(endpoint), store))
+    if status:
+        for line in scoring.status(status):
+            print(line)
+        return
+    if not archive:
+        raise UserError("--archive is missing: name a cohort, or raw studies and their --corpus")
+    if bool(checkpoint) == bool(endpoint):
+        raise UserError("name either --checkpoint, which is served meanwhile, or --endpoint")
+    settings = config.load(scoring.ScoreConfig, recipe, overrides or ())
+    answering: scoring.Endpoint
+    if checkpoint:
+        answering = open_endpoint(serve(ServeConfig(), artifact.open_artifact(checkpoint), store))
+    elif not endpoint.startswith(("http://", "https://")) and artifact.find(endpoint):
+        answering = open_endpoint(endpoint)
+    else:
+        answering = endpoint_of(endpoint, model, model_digest)
+    cohort = archive_of(archive, corpus, store, staging or ())
+    if part:
+        print(scoring.score_part(settings, cohort, answering, store, _part(part)))
+    else:
+        _done(scoring.score(settings, cohort, answering, store))
+
+
+@app.command()
+def export(
+    predictions: Annotated[str, typer.Option(help="URI of predictions.")],
+    form: Annotated[str, typer.Option(help="rexrank (JSON), fhir (NDJSON) or sr (folder of DICOM SR).")],
+    output: Annotated[str, typer.Option(help="The file or folder to make.")],
+    source: Annotated[str, typer.Option(help="rexrank: the test file, if it is not where it was.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export that differs.")] = False,
+) -> None:
+    """Predictions -> ReXrank's submission, FHIR DiagnosticReports or DICOM structured reports."""
+    from unirg.scoring.export import export
+
+    counts = export(artifact.open_artifact(predictions, "score"), form, output, source, overwrite)
+    print("export: " + ", ".join(f"{name} {value}" for name, value in counts.items()), file=sys.stderr)
+    print(output)
 
 
 @app.command()
@@ -293,7 +376,7 @@ def main(argv: list[str] | None = None) -> Any:
     except Exception as error:
         shown = telemetry.safe_error(error)
         print(f"unirg: {shown}", file=sys.stderr)
-        sys.exit(2 if isinstance(shown, UserError) else 1)
+        sys.exit(shown.exit_code if isinstance(shown, UserError) else 1)
 
 
 if __name__ == "__main__":

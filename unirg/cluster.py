@@ -25,16 +25,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from ssl import SSLCertVerificationError
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 from urllib3 import Timeout
 from urllib3.exceptions import HTTPError
 
 from unirg.errors import UserError
+from unirg.objects import POD, Kind, Object, terminated, uid
 from unirg.telemetry import InternalError
-
-Object = dict[str, Any]
-"""A Kubernetes object as the API gives it."""
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 TRANSIENT = {408, 410, 429, 500, 502, 503, 504}
@@ -69,50 +67,6 @@ class _Broken(Exception):
     """No answer, or one that broke off."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of object by its place in the API."""
-
-    api: str
-    """`v1`, or `group/version`."""
-    plural: str
-    kind: str
-
-    def path(self, namespace: str, *rest: str) -> str:
-        root = f"/apis/{self.api}" if "/" in self.api else f"/api/{self.api}"
-        names = ("namespaces", namespace, self.plural, *rest)
-        return "/".join([root, *(quote(name, safe="") for name in names)])
-
-    def __str__(self) -> str:
-        return self.kind
-
-
-POD = Kind("v1", "pods", "Pod")
-
-
-def uid(thing: Object) -> str:
-    """What tells an object from a later one of the same name."""
-    return str(thing["metadata"]["uid"])
-
-
-def condition(thing: Object, name: str) -> Object:
-    """A condition of the object's status: its status, reason, message; empty where it was never set."""
-    found = thing.get("status", {}).get("conditions", [])
-    return next((one for one in found if one["type"] == name), {})
-
-
-def holds(thing: Object, name: str) -> bool:
-    """Whether a condition is true."""
-    return bool(condition(thing, name).get("status") == "True")
-
-
-def terminated(pod: Object, container: str) -> Object:
-    """How a container ended (`exitCode`, `reason`, `finishedAt`, `message`); empty where it has not."""
-    states = pod.get("status", {}).get("containerStatuses", [])
-    found = (one.get("state", {}).get("terminated") for one in states if one["name"] == container)
-    return next(found, None) or {}
-
-
 def connect(namespace: str = "", context: str = "", kubeconfig: str = "") -> Cluster:
     """The cluster that a kubeconfig names, or in a pod the one that it runs in.
 
@@ -124,8 +78,8 @@ def connect(namespace: str = "", context: str = "", kubeconfig: str = "") -> Clu
     Raises:
         ClusterError: there is no such configuration.
     """
-    named = context or kubeconfig or os.environ.get("KUBECONFIG")
-    inside = not named and (SERVICE_ACCOUNT / "token").is_file()
+    kubeconfig = kubeconfig or os.environ.get("KUBECONFIG", "")  # the package reads it only when imported
+    inside = not (context or kubeconfig) and (SERVICE_ACCOUNT / "token").is_file()
 
     def load() -> Any:
         from kubernetes import client, config
@@ -194,6 +148,17 @@ class Cluster:
         chosen = {"labelSelector": ",".join(f"{name}={value}" for name, value in labels.items())}
         found = self._asked(f"list {kind}s", "GET", kind.path(self.namespace), chosen)
         return sorted(found["items"], key=lambda one: str(one["metadata"].get("creationTimestamp", "")))
+
+    def replace(self, kind: Kind, thing: Object) -> Object:
+        """Put an object in the place of what it was read as, with no unknown field in it.
+
+        Raises:
+            Conflict: it has changed since it was read, perhaps by this very call, whose answer was lost.
+            ClusterError: it is gone, invalid, or must not be changed.
+        """
+        name = thing["metadata"]["name"]
+        path = kind.path(self.namespace, name)
+        return self._asked(f"replace {kind} {name}", "PUT", path, {"fieldValidation": "Strict"}, thing)
 
     def delete(self, kind: Kind, thing: Object) -> None:
         """Delete this very object, not a later one of its name, and wait until all that it owns is gone."""

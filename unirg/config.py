@@ -11,7 +11,8 @@ import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -146,8 +147,10 @@ def _valid_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     for name, field in model.model_fields.items():
         key = prefix + (field.alias or name)
         keys.append(key)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _valid_keys(field.annotation, f"{key}.")
+        groups = get_args(field.annotation) if isinstance(field.annotation, UnionType) else [field.annotation]
+        for group in groups:  # of `Group | None`, the group
+            if isinstance(group, type) and issubclass(group, BaseModel):
+                keys += _valid_keys(group, f"{key}.")
     return keys
 
 

@@ -8,6 +8,8 @@ class UserError(Exception):
     traceback and exits with 2; any other exception is ours and exits with 1.
     """
 
+    exit_code = 2
+
 
 class Unavailable(UserError):
     """What may be there at the next attempt: a store, a judge. Who starts a training again does so then."""

@@ -11,10 +11,11 @@ import errno
 import hashlib
 import os
 import random
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,36 @@ def _put_new_local(target: Path, data: bytes) -> bool:
     finally:
         aside.unlink(missing_ok=True)
     return True
+
+
+def names(uri: str) -> list[str]:
+    """Names of the objects below a URI, relative to it, sorted; none where there is nothing.
+
+    What a writer on `file:` has not finished is hidden, and not among them.
+    """
+    with explained(uri):
+        fs, path = open_fs(uri)
+        if not fs.isdir(path):
+            return []
+        found = [str(one).removeprefix(path).lstrip("/") for one in fs.find(path)]
+    return sorted(name for name in found if not name.rpartition("/")[2].startswith("."))
+
+
+def remove(uri: str) -> None:
+    """Everything below a URI, if there is anything; another process may be removing it too."""
+    with explained(uri):
+        if is_local(uri):
+            shutil.rmtree(local_path(uri), onerror=_unless_gone)
+            return
+        fs, path = open_fs(uri)
+        with suppress(FileNotFoundError):  # all of it went between two listings
+            if fs.isdir(path):
+                fs.rm(path, recursive=True)
+
+
+def _unless_gone(_: object, __: str, error: tuple[Any, BaseException, Any]) -> None:
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
 
 
 def upload(source: Path, uri: str) -> None:

@@ -208,6 +208,11 @@ class Progress:
             text += f", {left:.0f} s to go"
             self._say(f"{text}  {note}" if note else text)
 
+    def passed(self, amount: int) -> None:
+        """So many were done before, as is found on the way."""
+        self.done += amount
+        self.begun_with += amount
+
     def finish(self, note: str = "") -> None:
         seconds = time.monotonic() - self.started
         text = f"{self.what}: {self.done} {self.unit} in {seconds:.1f} s"

@@ -153,7 +153,8 @@ class World:
                 for _ in range(repeat)
             ]
             lost = [{"study_id": key, "reason": why, "attempts": 3} for key, why in (failures or {}).items()]
-            _write(draft.out / "predictions.parquet", rows, ["study_id", "text", "finish_reason"])
+            (draft.out / "predictions").mkdir()
+            _write(draft.out / "predictions" / "000000.parquet", rows, ["study_id", "text", "finish_reason"])
             _write(draft.out / "failures.parquet", lost, ["study_id", "reason"])
             return draft.commit({"scored": len(rows), "failed": len(lost)})
 

@@ -56,7 +56,7 @@ def test_a_compiled_pipeline_loads_again_with_every_parameter_of_its_source(
     loaded = kfp_components.load_component_from_file(str(compiled[name]))
     wanted = set(inspect.signature(compiling.PIPELINES[name].pipeline_func).parameters)
     assert set(loaded.component_spec.inputs) == wanted
-    assert loaded.name == f"unirg-{name}"
+    assert loaded.name == f"unirg-{name.replace('_', '-')}"
 
 
 @pytest.mark.parametrize("name", sorted(compiling.PIPELINES))

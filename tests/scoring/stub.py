@@ -51,6 +51,7 @@ class Stub:
     delay_s: float = 0.0
     model_name: str = "stub"
     model_digest: str = DIGEST
+    restarts: bool = False
     port: int = 0
     connects: int = 0
     asked: list[str] = field(default_factory=list)

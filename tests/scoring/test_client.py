@@ -4,23 +4,35 @@ import asyncio
 import itertools
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from tests.scoring.stub import DIGEST, Answer, Script, Stub, completion, seen, status
-from unirg.scoring.client import ChatClient, Completion, EndpointUnavailable, StudyFailed
+from unirg.scoring.client import ChatClient, Completion, EndpointGone
+from unirg.scoring.engine import Asker, EndpointAway, History, StudyFailed
 
-MESSAGES = [{"role": "user", "content": "CANARY"}]
+
+def body(seed: int = 0) -> bytes:
+    return json.dumps({"messages": [{"role": "user", "content": "CANARY"}], "seed": seed}).encode()
+
+
+@asynccontextmanager
+async def asker(
+    url: str, concurrency: int = 64, timeout_s: float = 5.0, retries: int = 3, patience_s: float = 2.0
+) -> AsyncIterator[Asker]:
+    async with ChatClient(url, "stub", DIGEST, connections=concurrency, timeout_s=timeout_s) as client:
+        yield Asker(client, concurrency=concurrency, retries=retries, patience_s=patience_s)
 
 
 def ask(stub: Stub, times: int = 1, **settings: Any) -> list[Completion | BaseException]:
     """Ask `times` different questions at once; the outcomes."""
-    options = {"connections": 64, "timeout_s": 5.0, "retries": 3, "patience_s": 2.0} | settings
 
     async def main() -> list[Completion | BaseException]:
-        async with ChatClient(stub.url, "stub", DIGEST, **options) as client:
-            questions = (client.complete(MESSAGES, seed=number) for number in range(times))
+        async with asker(stub.url, **settings) as one:
+            questions = (one.complete(body(number), History()) for number in range(times))
             return await asyncio.gather(*questions, return_exceptions=True)
 
     with stub.running():
@@ -50,7 +62,7 @@ def test_an_unavailable_endpoint_is_asked_again_more_often_than_a_study_may_fail
 
 
 def test_a_reset_connection_is_asked_again() -> None:
-    (done,) = ask(Stub(after(2, None)), retries=0)
+    (done,) = ask(Stub(after(2, None)), retries=2)
     assert isinstance(done, Completion)
 
 
@@ -116,7 +128,7 @@ def test_a_server_s_own_words_never_become_a_reason(body: bytes) -> None:
 @pytest.mark.parametrize("code", [401, 403, 404])
 def test_what_refuses_everybody_ends_the_run(code: int) -> None:
     (ended,) = ask(Stub(lambda stub, request: status(code)))
-    assert isinstance(ended, EndpointUnavailable)
+    assert isinstance(ended, EndpointGone)
     assert f"HTTP {code}" in str(ended)
 
 
@@ -137,19 +149,17 @@ def test_an_empty_completion_is_a_failure(text: str | None) -> None:
 
 def test_another_model_behind_the_address_ends_the_run() -> None:
     (ended,) = ask(Stub(lambda stub, request: (200, {"X-Model-Digest": "e" * 64}, completion(request)[2])))  # type: ignore[index]
-    assert isinstance(ended, EndpointUnavailable)
+    assert isinstance(ended, EndpointGone)
     assert "eeee" in str(ended)
 
 
 def test_an_endpoint_that_nobody_listens_at_is_gone_after_the_patience() -> None:
     async def main() -> None:
-        async with ChatClient(
-            "http://127.0.0.1:9/v1", "m", DIGEST, connections=1, timeout_s=1, retries=0, patience_s=0.5
-        ) as client:
-            await client.complete(MESSAGES)
+        async with asker("http://127.0.0.1:9/v1", timeout_s=1, retries=0, patience_s=0.5) as one:
+            await one.complete(body(), History())
 
     started = time.monotonic()
-    with pytest.raises(EndpointUnavailable, match="finished studies are kept"):
+    with pytest.raises(EndpointAway, match="finished studies are kept"):
         asyncio.run(main())
     assert time.monotonic() - started < 5
 
@@ -163,14 +173,12 @@ def test_an_endpoint_that_others_get_answers_from_is_not_gone() -> None:
         return status(503) if slow else completion(request)
 
     async def main() -> Completion:
-        async with ChatClient(
-            stub.url, "stub", DIGEST, connections=8, timeout_s=5, retries=0, patience_s=1.0
-        ) as client:
-            stubborn = asyncio.create_task(client.complete(MESSAGES, seed=0))
+        async with asker(stub.url, concurrency=8, retries=0, patience_s=1.0) as one:
+            stubborn = asyncio.create_task(one.complete(body(), History()))
             for number in itertools.count(1):
                 if stubborn.done():
                     break
-                await client.complete(MESSAGES, seed=number)
+                await one.complete(body(number), History())
                 await asyncio.sleep(0.1)
             return await stubborn
 
@@ -188,11 +196,11 @@ def test_a_hanging_endpoint_that_does_not_even_list_its_models_is_gone_and_no_st
 
     stub.script = die
     (ended,) = ask(stub, retries=0)
-    assert isinstance(ended, EndpointUnavailable)
+    assert isinstance(ended, EndpointAway)
 
 
 def test_no_more_requests_are_in_flight_than_there_are_connections() -> None:
     stub = Stub(delay_s=0.05)
-    done = ask(stub, times=20, connections=4)
+    done = ask(stub, times=20, concurrency=4)
     assert all(isinstance(one, Completion) for one in done)
     assert stub.most_at_once == 4

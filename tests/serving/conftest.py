@@ -10,7 +10,7 @@ import pytest
 from tests import toy
 from unirg import checkpoint
 from unirg.artifact import Artifact
-from unirg.serving.endpoint import Endpoint, ServeConfig, open_endpoint, serve
+from unirg.serving.endpoint import LocalEndpoint, ServeConfig, open_local, serve
 from unirg.serving.generation import Policy
 
 
@@ -35,14 +35,14 @@ def policy(model_directory: Path) -> Policy:
 
 
 @pytest.fixture(scope="session")
-def endpoint(store: str) -> Endpoint:
+def endpoint(store: str) -> LocalEndpoint:
     """Of a policy that writes exactly as many tokens as it is asked for."""
     endless = toy.make_checkpoint(store, endless=True)
-    return open_endpoint(serve(ServeConfig(model_name="toy"), endless, store))
+    return open_local(serve(ServeConfig(model_name="toy"), endless, store))
 
 
 @pytest.fixture(scope="session")
-def base_url(endpoint: Endpoint) -> Iterator[str]:
+def base_url(endpoint: LocalEndpoint) -> Iterator[str]:
     """A running server."""
     with endpoint.connect() as url:
         yield url

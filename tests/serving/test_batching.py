@@ -110,3 +110,19 @@ def test_work_beyond_the_places_is_refused_and_places_come_back() -> None:
             pass
 
     run(Machine(), scenario, max_waiting=2)
+
+
+def test_what_is_admitted_is_finished_and_nothing_else_when_the_server_ends() -> None:
+    async def scenario(batcher: Batcher[int, int, int]) -> int:
+        with batcher.admitted():
+            working = asyncio.create_task(batcher.submit(1))
+            batcher.closed = True
+            with pytest.raises(Refused) as refused, batcher.admitted():
+                pass
+            assert (refused.value.status, refused.value.retry_after_s) == (503, 1)
+            assert batcher.admitted_now == 1
+            answer = await working
+        assert batcher.admitted_now == 0
+        return answer
+
+    assert run(Machine(), scenario) == 3

@@ -44,8 +44,19 @@ def with_image(url: str) -> ChatRequest:
     [
         ({"n": 5}, "n = 1"),
         ({"n": CANARY}, "n = 1"),
+        ({"n": True}, "n = 1"),
+        ({"n": 0}, "n = 1"),
         ({"stream": True}, "streaming"),
+        ({"stream": 0}, "streaming"),
         ({"top_p": 0.5}, "top_p"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"max_tokens": 5.5}, "max_tokens"),
+        ({"temperature": "0.5"}, "temperature"),
+        ({"temperature": True}, "temperature"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"seed": "3"}, "seed"),
+        ({"seed": 0.5}, "seed"),
         ({"temperature": float("nan")}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
         ({"temperature": -1}, "temperature"),
@@ -74,6 +85,20 @@ def test_a_wrong_parameter_is_refused_with_its_name_and_never_with_its_value(
     assert refused.value.status == 400
     assert words in refused.value.message
     assert CANARY not in json.dumps(refused.value.body())
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    [
+        {"n": 1, "stream": False, "top_p": 1},
+        {"n": None, "stream": None, "top_p": 1.0, "seed": None, "max_tokens": None},
+        {"temperature": 1, "seed": -(2**63), "max_tokens": None, "max_completion_tokens": 9},
+    ],
+)
+def test_a_parameter_that_asks_for_what_is_served_is_taken(neutral: dict[str, Any]) -> None:
+    asked = parse(json.dumps(chat() | neutral).encode())
+    assert asked.temperature == neutral.get("temperature", 0)
+    assert asked.token_limit == neutral.get("max_completion_tokens", 512 if "seed" in neutral else 16)
 
 
 @given(

@@ -18,7 +18,7 @@ from unirg import artifact, checkpoint
 from unirg.artifact import Artifact, ArtifactError
 from unirg.config import Config
 from unirg.errors import UserError
-from unirg.serving.endpoint import FILE, ServeConfig, open_endpoint, serve
+from unirg.serving.endpoint import FILE, ServeConfig, open_endpoint, open_local, serve
 
 
 class _Empty(Config):
@@ -42,7 +42,7 @@ def test_an_endpoint_s_digest_depends_neither_on_the_place_nor_on_operational_se
         ServeConfig(threads=2, max_batch=3), artifact.open_artifact(str(copy)), str(tmp_path / "other")
     )
     assert here.digest == there.digest
-    assert open_endpoint(there).config.max_batch == 3
+    assert open_local(there).config.max_batch == 3
 
 
 def test_only_a_checkpoint_can_be_served(store: str) -> None:

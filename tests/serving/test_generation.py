@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 import torch
@@ -54,6 +55,41 @@ def test_a_seeded_sample_does_not_depend_on_the_batch(policy: Policy, prompts: l
     assert [mixed[5], mixed[13]] == [first, other]
 
 
+@pytest.fixture(scope="module")
+def medley(policy: Policy) -> tuple[list[Prompt], list[Completion]]:
+    """Prompts of unequal lengths, images, limits, temperatures and seeds; what each gets alone."""
+    made = [
+        prompt(
+            policy,
+            "Lungs are clear . " * (1 + 3 * number % 11),
+            tuple(range(number, number + number % 4)),
+            temperature=(0, 0.3, 1.0, 2.0)[number * 7 % 4],
+            seed=number % 5,
+            max_tokens=4 + number * 5 % 23,
+        )
+        for number in range(16)
+    ]
+    return made, [policy.complete([one])[0] for one in made]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_token_for_token_nothing_depends_on_who_else_is_in_the_batch(
+    policy: Policy, medley: tuple[list[Prompt], list[Completion]], seed: int
+) -> None:
+    chance, order = random.Random(seed), list(range(16))
+    chance.shuffle(order)
+    size = chance.choice([2, 3, 7, 16])
+    together: dict[int, Completion] = {}
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        together |= dict(zip(rows, policy.complete([medley[0][row] for row in rows]), strict=True))
+    assert {row: done.tokens for row, done in together.items()} == {
+        row: done.tokens for row, done in enumerate(medley[1])
+    }
+    assert [together[row] for row in range(16)] == medley[1]
+    assert len({done.tokens for done in medley[1]}) > 10
+
+
 def test_samples_without_a_seed_differ(policy: Policy) -> None:
     texts = {policy.complete([prompt(policy, temperature=1.0)])[0].text for _ in range(3)}
     assert len(texts) > 1
@@ -100,6 +136,13 @@ def test_a_row_with_a_near_tie_is_generated_again_alone(
     monkeypatch.setattr(generation, "NEAR_TIE", 1e9)
     assert policy.complete(prompts[:3]) == alone[:3]
     assert sizes == [3, 1, 1, 1]
+
+
+def test_generation_that_is_abandoned_ends_at_its_next_token(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policy, "abandoned", True)
+    assert policy.complete([prompt(policy, max_tokens=500)])[0].completion_tokens == 1
 
 
 @pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "<|vision_start|>"])

@@ -12,8 +12,9 @@ import pytest
 from tests.controller import Controller
 from tests.kubernetes import Server
 from unirg import cluster, telemetry
-from unirg.cluster import Cluster, Object
+from unirg.cluster import Cluster
 from unirg.errors import UserError
+from unirg.objects import Object
 from unirg.training import launch, trainjob
 
 NAME = "unirg-sft-0123456789abcdef"

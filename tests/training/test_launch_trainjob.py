@@ -20,8 +20,9 @@ from tests.kubernetes import Server
 from unirg import cluster
 from unirg.cluster import Cluster
 from unirg.errors import UserError
+from unirg.objects import ARTIFACT
 from unirg.training import launch, trainjob
-from unirg.training.trainjob import ARTIFACT, TRAINJOB, TrainJobConfig
+from unirg.training.trainjob import TRAINJOB, TrainJobConfig
 
 ROOT = Path(__file__).parents[2]
 URI = "s3://unirg/store/sft/0123456789abcdef"

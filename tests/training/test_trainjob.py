@@ -10,8 +10,9 @@ import pytest
 from tests import crds
 from unirg import config
 from unirg.errors import UserError
+from unirg.objects import Toleration
 from unirg.training import trainjob
-from unirg.training.trainjob import Toleration, TrainJobConfig
+from unirg.training.trainjob import TrainJobConfig
 
 URI = "s3://unirg/store/sft/0123456789abcdef"
 COMMAND = ["python", "-m", "unirg.training", "sft", "--store", "s3://unirg/store"]

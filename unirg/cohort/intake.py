@@ -32,9 +32,12 @@ CREATE TABLE account (met TEXT, number INTEGER);
 """
 
 
-def unusable(study: Study) -> str | None:
-    """Why a study cannot be trained on or scored: the paper's filter, and the policy's need of an image."""
-    if not (study.findings or study.impression):
+def unusable(study: Study, with_report: bool = True) -> str | None:
+    """Why a study cannot be used: the paper's filter, and the policy's need of an image.
+
+    `with_report`: it must have one, to train on or to compare with; an archive's studies need none.
+    """
+    if with_report and not (study.findings or study.impression):
         return NO_SECTIONS
     return None if study.key_image else NO_FRONTAL
 
@@ -51,6 +54,7 @@ class Intake:
         config: splits.SplitConfig,
         hold_out: Sequence[str] = (),
         withdrawn: Callable[[Study], bool] = lambda study: False,
+        with_reports: bool = True,
     ) -> None:
         """Read, filter, link and split the corpus, unless an earlier run has finished that.
 
@@ -61,7 +65,7 @@ class Intake:
             if database.execute("PRAGMA user_version").fetchone()[0]:
                 return
             database.executescript(f"BEGIN; {_SCHEMA}")
-            self._read(database, corpus, withdrawn)
+            self._read(database, corpus, withdrawn, with_reports)
             self._arrange(database, config, hold_out)
             database.execute("DROP TABLE read")
             database.execute("PRAGMA user_version = 1")
@@ -105,14 +109,20 @@ class Intake:
         self._path.touch(mode=0o600)  # reports, and an institution's paths
         return sqlite3.connect(self._path, isolation_level=None)
 
-    def _read(self, database: sqlite3.Connection, corpus: Corpus, withdrawn: Callable[[Study], bool]) -> None:
+    def _read(
+        self,
+        database: sqlite3.Connection,
+        corpus: Corpus,
+        withdrawn: Callable[[Study], bool],
+        with_reports: bool,
+    ) -> None:
         for record in corpus.records():
             if isinstance(record, Dropped):
                 reason: str | None = record.reason
             elif withdrawn(record):
                 reason = WITHDRAWN
             else:
-                reason = unusable(record)
+                reason = unusable(record, with_reports)
                 row = (record.corpus, record.patient_id, record.study_id, record.institution, record.split)
                 # One that cannot be used is an encounter of its patient all the same.
                 new = database.execute(
@@ -129,7 +139,9 @@ class Intake:
     ) -> None:
         """Link and split patient by patient."""
         names = database.execute("SELECT institution FROM read UNION SELECT corpus FROM read")
-        splits.check_hold_out(hold_out, [name for (name,) in names])
+        known = [name for (name,) in names]
+        if known:  # of a corpus without studies that is all there is to say, and `stage` says it
+            splits.check_hold_out(hold_out, known)
         drawn = None
         if config.validation_studies:
             marks = ", ".join("?" * len(hold_out))

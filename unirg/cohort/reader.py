@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from functools import cache, cached_property, lru_cache
+from collections.abc import Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,7 @@ class Cohort:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact = artifact
+        self._local: dict[str, Path] = {}
         try:
             self.index = Index.model_validate_json(artifact.path(INDEX).read_bytes())
         except ValidationError:
@@ -94,12 +95,14 @@ class Cohort:
         """Raises: ArtifactError where there is no cohort, or one of another version."""
         return cls(open_artifact(source, "cohort") if isinstance(source, str) else source)
 
-    @cache  # noqa: B019 - one entry per shard, gone with the cohort object's process
     def shard_path(self, shard: Shard) -> Path:
         """A local copy of a shard, checked against its digest the first time this object reads it."""
-        uri = storage.join(self.artifact.store, shard.name)
-        local = storage.local_path(uri) if storage.is_local(uri) else cache_root() / shard.name
-        return verified(uri, FileEntry(sha256=shard.sha256, bytes=shard.bytes), local)
+        if shard.sha256 not in self._local:
+            uri = storage.join(self.artifact.store, shard.name)
+            local = storage.local_path(uri) if storage.is_local(uri) else cache_root() / shard.name
+            entry = FileEntry(sha256=shard.sha256, bytes=shard.bytes)
+            self._local[shard.sha256] = verified(uri, entry, local)
+        return self._local[shard.sha256]
 
     @cached_property
     def _rows(self) -> dict[str, tuple[Study, Shard, int]]:
@@ -138,6 +141,48 @@ class Cohort:
         return study.model_copy(
             update={"images": tuple(image.model_copy(update={"data": own["data"]}) for image, own in images)}
         )
+
+    def rows(self, shard: Shard, wanted: Sequence[bool]) -> Iterator[tuple[int, Study]]:
+        """(row, study with its images) of a shard's wanted rows, in order; rows beyond `wanted` are not.
+
+        One row group is in memory at a time.
+        """
+        with self._file(shard) as file:
+            first = 0
+            for group in range(file.metadata.num_row_groups):
+                size = file.metadata.row_group(group).num_rows
+                if any(wanted[first : first + size]):
+                    found = file.read_row_group(group, use_threads=False).to_pylist()
+                    for row, record in enumerate(found, first):
+                        if row < len(wanted) and wanted[row]:
+                            yield row, Study.checked(**record)
+                first += size
+
+    def earlier(self, study: Study) -> Study | None:
+        """The patient's previous study with its images, where the cohort has it.
+
+        Unlike `prior` it keeps no study in memory, but each one's place.
+        """
+        place = self._places.get(study.prior_study_id or "")
+        if place is None:
+            return None
+        shard, row = place
+        with self._file(shard) as file:
+            return Study.checked(**stored_row(file, row, SCHEMA.names))
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[Shard, int]]:
+        found: dict[str, tuple[Shard, int]] = {}
+        for shard in self.index.shards:
+            names = self._file(shard).read(columns=["study_id"])["study_id"].to_pylist()
+            found.update((name, (shard, row)) for row, name in enumerate(names))
+        return found
+
+    def forget(self, shard: Shard) -> None:
+        """Remove the local copy of a remote store's shard; it is copied again when it is read again."""
+        if not storage.is_local(self.artifact.store):
+            self._local.pop(shard.sha256, None)
+            (cache_root() / shard.name).unlink(missing_ok=True)
 
     def _file(self, shard: Shard) -> pq.ParquetFile:
         """The shard, opened anew, with the footer at hand: one reader must not serve two threads."""

@@ -59,6 +59,9 @@ class StageConfig(Config):
     """How many phantom studies to draw."""
     seed: int = 0
     """Of the phantoms."""
+    reports: Literal["required", "optional"] = "required"
+    """Whether a study without findings and impression is dropped, as the paper does; `optional` keeps it, for
+    an archive that is only to be scored."""
     hold_out: tuple[str, ...] = ()
     """Institutions or corpora never trained on: their studies form the zero-shot set."""
     split: splits.SplitConfig = splits.SplitConfig()
@@ -177,7 +180,8 @@ def _begun(config: StageConfig, store: str) -> Iterator[_Work]:
         notes = Notes(storage.join(store, ".work", f"cohort-{draft.key[:16]}", "notes"))
         try:
             if not draft.committed:
-                intake.take(corpus, config.split, config.hold_out, withdrawn.covers)
+                with_reports = config.reports == "required"
+                intake.take(corpus, config.split, config.hold_out, withdrawn.covers, with_reports)
             yield _Work(corpus, config, store, withdrawn, draft, intake, notes)
         except BaseException:
             if not corpus.public:  # it holds paths, and an institution's paths may name a patient

@@ -14,12 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import pyarrow.parquet as pq
-
 from unirg import prompts
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.errors import UserError
+from unirg.scoring import predictions as predicted
 from unirg.study import Study
 
 Setting = Literal["report", "findings"]
@@ -68,8 +67,8 @@ def attempted(predictions: Mapping[str, Artifact], cohort: Cohort) -> list[Study
                 f"predictions {name} were made on another cohort ({source.digest[:16]}, not "
                 f"{cohort.artifact.digest[:16]}): score this cohort, or name that one"
             )
-        ids = set(_column(artifact, "predictions.parquet", "study_id"))
-        ids |= set(_column(artifact, "failures.parquet", "study_id"))
+        ids = set(predicted.column(artifact, "study_id"))
+        ids |= set(_failed(artifact))
         if unknown := ids - known.keys():
             raise UserError(
                 f"predictions {name}: {len(unknown)} studies are not in cohort {cohort.artifact.uri}, "
@@ -81,8 +80,9 @@ def attempted(predictions: Mapping[str, Artifact], cohort: Cohort) -> list[Study
     return [study for study_id, study in known.items() if study_id in asked]
 
 
-def _column(artifact: Artifact, file: str, column: str) -> list[str]:
-    return pq.read_table(artifact.path(file), columns=[column])[column].to_pylist()
+def _failed(artifact: Artifact) -> dict[str, str]:
+    """study_id -> why it has no prediction."""
+    return {row["study_id"]: row["reason"] for batch in predicted.failures(artifact) for row in batch}
 
 
 def policy(name: str, artifact: Artifact, studies: Sequence[Study]) -> System:
@@ -91,20 +91,14 @@ def policy(name: str, artifact: Artifact, studies: Sequence[Study]) -> System:
     Raises:
         UserError: a study has two predictions, as where the outputs of two runs were put together.
     """
-    ids = _column(artifact, "predictions.parquet", "study_id")
-    written = _column(artifact, "predictions.parquet", "text")
-    finished = _column(artifact, "predictions.parquet", "finish_reason")
+    ids = predicted.column(artifact, "study_id")
+    written = predicted.column(artifact, "text")
+    finished = predicted.column(artifact, "finish_reason")
     if len(set(ids)) < len(ids):
         twice = sum(times > 1 for times in Counter(ids).values())
         raise UserError(f"predictions {name}: {twice} studies have more than one; keep the output of one run")
     sections = {key: prompts.split_sections(words or "") for key, words in zip(ids, written, strict=True)}
-    failed = dict(
-        zip(
-            _column(artifact, "failures.parquet", "study_id"),
-            _column(artifact, "failures.parquet", "reason"),
-            strict=True,
-        )
-    )
+    failed = _failed(artifact)
     reasons = {
         study.study_id: f"no prediction: {failed.get(study.study_id, 'it was not asked')}"
         for study in studies

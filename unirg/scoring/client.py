@@ -1,12 +1,10 @@
-"""An async client of OpenAI chat completions that tells a failing study from a failing endpoint.
+"""One request to an OpenAI-compatible endpoint, and what its answer means for the study and for the others.
 
-- The endpoint is unavailable (no connection, 429, 502, 503, 504): wait as long as it says, or with
-  exponential backoff and full jitter, and ask again; it is never the study's fault. Where no request at
-  all succeeds for `patience_s`, the endpoint is gone, and that ends the run.
-- The answer is faulty (500, no JSON, no completion, time-out): ask again, `retries` times, then the study
-  has failed - unless the endpoint does not even list its models, for then it is gone.
-- The request is refused (400, 413, 422): the study has failed at once.
-- Everybody is refused (401, 403, 404): the user's mistake.
+- `Unavailable`: no connection, 408, 425, 429, 502, 503, 504. The endpoint's state, never the study's fault.
+- `Faulty`: 500, no JSON, no completion, no answer in time. It may be the study's fault: after a few, it is.
+- `Broken`: the connection broke after the request was sent. The server may have died of it.
+- `Refused`: 400, 413, 422, an empty completion. Final.
+- `EndpointGone`: 401, 403, 404, another model than ours. Nobody gets an answer.
 
 No reason repeats what an endpoint wrote: it may quote the request.
 """
@@ -15,14 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import re
 import time
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any
 
-import httpx
+import aiohttp
 
 from unirg.errors import UserError
 
@@ -30,22 +27,46 @@ REFUSED = (400, 413, 422)
 EVERYBODY = {401: "wants credentials", 403: "refuses access", 404: "has no such model or address"}
 EMPTY = "empty completion"
 UNAVAILABLE = (408, 425, 429, 502, 503, 504)
-_FIRST_WAIT_S = 0.25
-_LONGEST_WAIT_S = 15.0
-_LONGEST_RETRY_AFTER_S = 300.0
+LONGEST_RETRY_AFTER_S = 300.0
+LONGEST_ANSWER = 2**22
+"""Bytes; a report has a few thousand."""
+_ALIVE_S = 5.0
+_KEEP_S = 3.0
+"""How long an idle connection is used again. Servers close theirs after some seconds (uvicorn's, and so
+vLLM's, after 5), and a request that meets the end of one looks like a death."""
 _CODE = re.compile(r"[a-z_]{1,40}")
 
 
-class EndpointUnavailable(UserError):
-    """The endpoint is gone or refuses everybody; finished work is kept."""
+class Answerless(Exception):
+    """A request without a completion; `why` is a short reason of ours."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
 
 
-class StudyFailed(Exception):
-    """This study gets no completion: a short reason of ours, and how often it was answered."""
+class Unavailable(Answerless):
+    """Ask again, not before `wait_s` seconds."""
 
-    def __init__(self, reason: str, attempts: int) -> None:
-        super().__init__(reason)
-        self.reason, self.attempts = reason, attempts
+    def __init__(self, why: str, wait_s: float = 0.0) -> None:
+        super().__init__(why)
+        self.wait_s = wait_s
+
+
+class Faulty(Answerless):
+    """Ask again, a few times."""
+
+
+class Broken(Answerless):
+    """The connection broke with the request under way."""
+
+
+class Refused(Answerless):
+    """There is no use in asking again."""
+
+
+class EndpointGone(UserError):
+    """The endpoint answers nobody; finished work is kept."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +76,6 @@ class Completion:
     prompt_tokens: int
     completion_tokens: int
     latency_s: float
-    """Of the attempt that succeeded."""
-
-
-class _Unavailable(Exception):
-    def __init__(self, why: str, wait_s: float = 0.0) -> None:
-        super().__init__(why)
-        self.why, self.wait_s = why, wait_s
-
-
-class _Faulty(Exception):
-    def __init__(self, why: str) -> None:
-        super().__init__(why)
-        self.why = why
 
 
 class ChatClient:
@@ -81,108 +89,87 @@ class ChatClient:
         *,
         connections: int,
         timeout_s: float,
-        retries: int,
-        patience_s: float,
+        key: str = "",
     ) -> None:
+        """
+        Args:
+            key: sent as a bearer token where it is not empty.
+        """
         self.base_url, self.model, self.model_digest = base_url.rstrip("/"), model, model_digest
-        self.retries, self.patience_s = retries, patience_s
-        # trust_env: a proxy of the environment must not see images bound for this machine.
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(timeout_s, connect=min(10.0, timeout_s), pool=None),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
-            trust_env=False,
-        )
-        self._jitter = random.Random()
-        self._last_success = time.monotonic()
+        self._name = json.dumps(model).encode()
+        self._headers = {"Content-Type": "application/json"}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        self._connections, self._timeout_s = connections, timeout_s
 
     async def __aenter__(self) -> ChatClient:
+        # aiohttp, not httpx: httpcore's pool looks through all connections for each request, which costs
+        # 15 ms of CPU a study with 64 of them. It heeds no proxy of the environment: that must not see images
+        # bound for this machine.
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._connections + 1, keepalive_timeout=_KEEP_S),
+            timeout=aiohttp.ClientTimeout(self._timeout_s, connect=min(10.0, self._timeout_s)),
+            headers=self._headers,
+            raise_for_status=False,
+        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
-    async def complete(self, messages: list[dict[str, Any]], **parameters: Any) -> Completion:
-        """Ask for one completion of `messages`; `parameters` are the protocol's (max_tokens, seed, ...).
+    async def alive(self) -> bool:
+        """Whether a server answers there at all."""
+        try:
+            timeout = aiohttp.ClientTimeout(_ALIVE_S)
+            async with self._http.get(f"{self.base_url}/models", timeout=timeout) as answer:
+                # 502 to 504 are a gateway's, for a server that is not there.
+                return answer.status not in (502, 503, 504)
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    async def ask(self, body: bytes) -> Completion:
+        """Send a request once; `body` is a JSON object without the model's name.
 
         Raises:
-            StudyFailed: these messages get none.
-            EndpointUnavailable: nobody gets one.
+            Answerless: in one of its kinds.
+            EndpointGone: nobody gets an answer.
         """
-        body = json.dumps({"model": self.model, "messages": messages} | parameters).encode()
-        began = time.monotonic()
-        answered = waited = 0
-        while True:
-            try:
-                completion = await self._attempt(body)
-            except _Unavailable as error:
-                since = max(began, self._last_success)
-                if time.monotonic() - since > self.patience_s:
-                    raise self._gone(error.why) from None
-                await asyncio.sleep(error.wait_s + self._backoff(waited))
-                waited += 1
-            except _Faulty as error:
-                answered += 1
-                if answered > self.retries:
-                    await self._blame_endpoint(error.why)
-                    raise StudyFailed(error.why, answered) from None
-                await asyncio.sleep(self._backoff(answered - 1))
-            except StudyFailed as error:
-                raise StudyFailed(error.reason, answered + 1) from None
-            else:
-                self._last_success = time.monotonic()
-                return completion
-
-    def _backoff(self, attempt: int) -> float:
-        return self._jitter.uniform(0, min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** min(attempt, 10)))
-
-    def _gone(self, why: str) -> EndpointUnavailable:
-        return EndpointUnavailable(
-            f"the endpoint at {self.base_url} has completed nothing for {self.patience_s:g} s ({why}): "
-            "look after it and run the same command again; finished studies are kept"
-        )
-
-    async def _blame_endpoint(self, why: str) -> None:
-        """Raise if the endpoint answers nothing at all, for then the study is not at fault."""
-        try:
-            await self._http.get(f"{self.base_url}/models", timeout=10.0)
-        except httpx.HTTPError:
-            raise self._gone(why) from None
-
-    async def _attempt(self, body: bytes) -> Completion:
         started = time.monotonic()
+        named = b'{"model":%s,%s' % (self._name, body[1:])
         try:
-            answer = await self._http.post(
-                f"{self.base_url}/chat/completions",
-                content=body,
-                headers={"Content-Type": "application/json"},
-            )
-        except (httpx.ReadTimeout, httpx.WriteTimeout):
-            raise _Faulty("no answer in time") from None
-        except httpx.HTTPError as error:
-            raise _Unavailable(type(error).__name__) from None
-        if answer.status_code != 200:
-            raise self._problem(answer)
-        return self._read(answer, time.monotonic() - started)
+            async with self._http.post(f"{self.base_url}/chat/completions", data=named) as answer:
+                content = await _content(answer)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise Unavailable(type(error).__name__) from None
+        except TimeoutError:
+            raise Faulty("no answer in time") from None
+        except aiohttp.ClientError:
+            raise Broken("the connection broke") from None
+        if answer.status != 200:
+            raise self._problem(answer, content)
+        return self._read(answer, content, time.monotonic() - started)
 
-    def _problem(self, answer: httpx.Response) -> Exception:
-        status = answer.status_code
+    def _problem(self, answer: aiohttp.ClientResponse, content: bytes) -> Exception:
+        status = answer.status
         if status in UNAVAILABLE:
-            return _Unavailable(f"HTTP {status}", _retry_after(answer))
+            return Unavailable(f"HTTP {status}", _retry_after(answer))
         if status in REFUSED:
-            return StudyFailed(f"refused: HTTP {status}{_code(answer)}", 1)
+            return Refused(f"refused: HTTP {status}{_code(content)}")
         if status in EVERYBODY:
-            return EndpointUnavailable(
+            return EndpointGone(
                 f"the endpoint at {self.base_url} {EVERYBODY[status]} (HTTP {status}, model {self.model}): "
                 "correct its address, model name or credentials"
             )
-        return _Faulty(f"HTTP {status}")
+        return Faulty(f"HTTP {status}")
 
-    def _read(self, answer: httpx.Response, latency_s: float) -> Completion:
+    def _read(self, answer: aiohttp.ClientResponse, content: bytes, latency_s: float) -> Completion:
+        if not answer.headers.get("Content-Type", "application/json").startswith("application/json"):
+            raise Faulty("an answer that is no JSON")
         try:
-            content = answer.json()
-            choice, usage = content["choices"][0], content["usage"]
+            told = json.loads(content)
+            choice, usage = told["choices"][0], told["usage"]
             completion = Completion(
                 choice["message"]["content"] or "",
                 choice["finish_reason"] or "",
@@ -192,30 +179,43 @@ class ChatClient:
             )
             empty = not completion.text.strip()
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise _Faulty("an answer that is no completion") from None
+            raise Faulty("an answer that is no completion") from None
         # vLLM has no header of ours; where it is there, it must be the model we account for.
         digest = answer.headers.get("X-Model-Digest", self.model_digest)
         if digest != self.model_digest:
-            raise EndpointUnavailable(
+            raise EndpointGone(
                 f"the endpoint at {self.base_url} serves model {digest[:12]}, not {self.model_digest[:12]}"
             )
         if empty:
-            raise StudyFailed(EMPTY, 1)
+            raise Refused(EMPTY)
         return completion
 
 
-def _retry_after(answer: httpx.Response) -> float:
-    """Seconds of a `Retry-After` header; its form as a date is left to our own backoff."""
+async def _content(answer: aiohttp.ClientResponse) -> bytes:
+    """The body, and no more of it than an answer may have: what is longer is cut, and so is no JSON."""
     try:
-        return min(max(0.0, float(answer.headers.get("Retry-After", "0"))), _LONGEST_RETRY_AFTER_S)
+        return await answer.content.readexactly(LONGEST_ANSWER)
+    except asyncio.IncompleteReadError as whole:
+        return whole.partial
+
+
+def _retry_after(answer: aiohttp.ClientResponse) -> float:
+    """Seconds of a `Retry-After` header, which may be a date; 0 where it says nothing."""
+    value = answer.headers.get("Retry-After", "0")
+    try:
+        seconds = float(value)
     except ValueError:
-        return 0.0
+        try:
+            seconds = parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(max(0.0, seconds), LONGEST_RETRY_AFTER_S) if seconds == seconds else 0.0
 
 
-def _code(answer: httpx.Response) -> str:
+def _code(content: bytes) -> str:
     """The protocol's error code, where it is one: it is a word of the server's, not of the request."""
     try:
-        code = answer.json()["error"]["code"]
+        code = json.loads(content)["error"]["code"]
     except (ValueError, LookupError, TypeError):
         return ""
     return f" {code}" if isinstance(code, str) and _CODE.fullmatch(code) else ""

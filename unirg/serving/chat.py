@@ -15,10 +15,12 @@ import uuid
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 MAX_BODY = 32 * 2**20
 """Bytes of one request: eight radiographs of 512x512 are under 3 MB."""
+MAX_BODIES = 32 * MAX_BODY
+"""Bytes of all requests in hand."""
 MAX_IMAGES = 8
 MAX_PIXELS = 4096 * 4096
 MAX_ASPECT = 20
@@ -58,7 +60,8 @@ def _too_large() -> Refused:
 
 
 class _Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    # Strict: "5" and true are no numbers, and a client that sends them means something else.
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 class TextPart(_Closed):
@@ -75,6 +78,12 @@ class ImageUrl(_Closed):
 class ImagePart(_Closed):
     type: Literal["image_url"]
     image_url: ImageUrl
+
+
+def _off(value: bool) -> bool:
+    if value:
+        raise ValueError
+    return value
 
 
 def _parts(content: Any) -> Any:
@@ -101,9 +110,9 @@ class ChatRequest(_Closed):
     """0, the default unlike OpenAI's, is greedy: the same study gives the same report."""
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     """Of sampling; the same seed gives the same text, whatever batch it is in."""
-    n: Literal[1] | None = None
-    stream: Literal[False] | None = None
-    top_p: Literal[1] | None = None
+    n: int | None = Field(default=None, ge=1, le=1)
+    stream: Annotated[bool, AfterValidator(_off)] | None = None
+    top_p: float | None = Field(default=None, ge=1, le=1)
 
     @property
     def token_limit(self) -> int:

@@ -2,7 +2,8 @@
 
 The `serve` artifact says what is served and runs nothing. A local endpoint starts its server at the first
 use and takes it down with its user (scale to zero, as KServe does in a cluster), so that a rerun in which
-everything is scored starts no server.
+everything is scored starts no server. One in a cluster is an InferenceService: it is started at the first
+use, too, and stays until it is stopped, for others and for the next client.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar, Protocol
 
 from pydantic import Field
 
 from unirg import artifact, checkpoint, processes, telemetry
 from unirg.artifact import Artifact, ArtifactError
 from unirg.config import Config, operational
+from unirg.errors import UserError
+from unirg.serving import inference_service, rollout
+from unirg.serving.inference_service import InferenceServiceConfig, Served
+from unirg.serving.rollout import InferenceServiceEndpoint
 
 VERSION = 1
 FILE = "endpoint.json"
-STOP_S = 10
-_LOG_LINES = 8
 
 
 class ServeConfig(Config):
@@ -37,6 +40,9 @@ class ServeConfig(Config):
     """Requests generated together; their texts do not depend on it."""
     start_timeout_s: float = operational(300.0, gt=0)
     """Seconds that loading and warming may take."""
+    cluster: InferenceServiceConfig | None = None
+    """Where and with what an InferenceService runs; None: a process of this machine. The settings above but
+    `model_name` are that process's."""
 
 
 @telemetry.verb("serve")
@@ -49,33 +55,59 @@ def serve(config: ServeConfig, model: Artifact, store: str) -> Artifact:
     with artifact.draft(store, "serve", VERSION, config, {"checkpoint": model}) as draft:
         if draft.committed:
             return draft.committed
-        _model_directory(model)
+        _is_checkpoint(model)
+        kind, name = "local", config.model_name
+        if config.cluster:
+            rollout.storage_uri(model)
+            kind, name = "inference_service", inference_service.model_name(config.model_name, model.digest)
+        else:
+            checkpoint.check(model.directory / checkpoint.MODEL)
         # Where the checkpoint lies is in the manifest's inputs: content does not depend on a place.
-        content = {"kind": "local", "model_name": config.model_name, "model_digest": model.digest}
+        content = {"kind": kind, "model_name": name, "model_digest": model.digest}
         (draft.out / FILE).write_text(json.dumps(content, indent=1, sort_keys=True))
         return draft.commit()
 
 
-def _model_directory(model: Artifact) -> Path:
+def _is_checkpoint(model: Artifact) -> None:
     if model.manifest.stage not in checkpoint.STAGES:
         raise ArtifactError(
             f"{model.uri} was made by stage {model.manifest.stage}: name a checkpoint "
             f"({', '.join(checkpoint.STAGES)})"
         )
-    directory = model.directory / checkpoint.MODEL
-    checkpoint.check(directory)
-    return directory
+
+
+class Endpoint(Protocol):
+    """A model that can be asked. `connect` makes it answer, `stop` takes down what stays after that."""
+
+    @property
+    def model_name(self) -> str: ...
+    @property
+    def model_digest(self) -> str:
+        """Digest of the checkpoint artifact."""
+        ...
+
+    @property
+    def restarts(self) -> bool:
+        """Whether `connect` starts a server of its own, which may be started again when it has died."""
+        ...
+
+    def connect(self) -> AbstractContextManager[str]:
+        """The base URL of the OpenAI protocol, answered until the context ends."""
+        ...
+
+    def stop(self) -> None: ...
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """A model that can be asked. `connect` makes it answer."""
+class LocalEndpoint:
+    """A model in a process of this machine, which lives while somebody is connected."""
 
     model_name: str
     model_digest: str
-    """Digest of the checkpoint artifact."""
     checkpoint_uri: str
     config: ServeConfig
+    restarts: ClassVar[bool] = True
+    """`connect` starts a server of its own."""
 
     def arguments(self) -> list[str]:
         """The predictor's command line, once the checkpoint is verified and at hand.
@@ -87,7 +119,7 @@ class Endpoint:
         if model.digest != self.model_digest:
             raise ArtifactError(f"{model.uri} is another model than this endpoint's: serve it again")
         return [
-            *("--model-dir", str(_model_directory(model))),
+            *("--model-dir", checkpoint.check(model.directory / checkpoint.MODEL)),
             *("--model-name", self.model_name),
             *("--model-digest", self.model_digest),
             *("--threads", str(self.config.threads)),
@@ -109,8 +141,11 @@ class Endpoint:
         with processes.server(command, "the model server", self.config.start_timeout_s, threads) as url:
             yield url
 
+    def stop(self) -> None:
+        """There is nothing left to stop: the server ended with its user."""
 
-def open_endpoint(source: str | Artifact) -> Endpoint:
+
+def open_endpoint(source: str | Artifact) -> LocalEndpoint | InferenceServiceEndpoint:
     """The endpoint that a `serve` artifact declares.
 
     Raises:
@@ -118,21 +153,60 @@ def open_endpoint(source: str | Artifact) -> Endpoint:
     """
     found = artifact.open_artifact(source, "serve") if isinstance(source, str) else source
     content = json.loads(found.path(FILE).read_bytes())
-    return Endpoint(
+    config = ServeConfig.model_validate(found.manifest.config)
+    uri = found.manifest.inputs["checkpoint"].uri or ""
+    if config.cluster is None:
+        return LocalEndpoint(content["model_name"], content["model_digest"], uri, config)
+    served = Served(
+        uri=found.uri,
+        service=config.cluster.service or rollout.name_of(found.uri),
+        alias=config.model_name,
         model_name=content["model_name"],
         model_digest=content["model_digest"],
-        checkpoint_uri=found.manifest.inputs["checkpoint"].uri or "",
-        config=ServeConfig.model_validate(found.manifest.config),
+        config=config.cluster,
     )
+    return InferenceServiceEndpoint(served, uri)
 
 
-def run_foreground(served: Artifact, port: int = 8080, host: str = "127.0.0.1") -> None:
-    """Answer for a `serve` artifact in this process until Ctrl-C or SIGTERM.
+def open_local(source: str | Artifact) -> LocalEndpoint:
+    """An endpoint that is a process of this machine.
 
     Raises:
-        UserError: the checkpoint is gone, altered or unusable.
+        UserError: it is in a cluster.
+    """
+    endpoint = open_endpoint(source)
+    if isinstance(endpoint, InferenceServiceEndpoint):
+        raise UserError(f"{endpoint.served.uri} is served by a cluster: ask for it without settings of one")
+    return endpoint
+
+
+def open_in_cluster(source: str | Artifact) -> InferenceServiceEndpoint:
+    """An endpoint that is an InferenceService.
+
+    Raises:
+        UserError: it is a process of one machine.
+    """
+    endpoint = open_endpoint(source)
+    if isinstance(endpoint, LocalEndpoint):
+        uri = source if isinstance(source, str) else source.uri
+        raise UserError(
+            f"{uri} is a process of one machine, which ends with its user: name an endpoint that "
+            "`unirg serve` declared with cluster.… settings, such as --recipe paper/serve_cluster"
+        )
+    return endpoint
+
+
+def run_foreground(served: Artifact, port: int = 8080, host: str = "127.0.0.1", token_file: str = "") -> None:
+    """Answer for a `serve` artifact in this process until Ctrl-C or SIGTERM.
+
+    Args:
+        token_file: requests must show its content as bearer token; empty: nobody is asked for one, unless
+            the environment holds one.
+
+    Raises:
+        UserError: the checkpoint is gone, altered or unusable; the token file is.
     """
     from unirg.serving import predictor
 
-    endpoint = open_endpoint(served)
-    predictor.main([*endpoint.arguments(), "--host", host, "--port", str(port)])
+    place = ["--host", host, "--port", str(port)]
+    predictor.main([*open_local(served).arguments(), *place, "--token-file", token_file])

@@ -55,7 +55,12 @@ class Completion:
     finish_reason: str
     """`stop` where the policy ended the report itself, `length` where `max_tokens` did."""
     prompt_tokens: int
-    completion_tokens: int
+    tokens: tuple[int, ...]
+    """With the one that ends the report, where the policy ended it."""
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.tokens)
 
 
 class Policy:
@@ -74,6 +79,8 @@ class Policy:
         )
         self.context = self.model.config.text_config.max_position_embeddings
         self.control = tuple(self.tokenizer.get_added_vocab())
+        self.abandoned = False
+        """Whether generation under way ends at its next token."""
 
     def prompt(self, request: ChatRequest) -> Prompt:
         """Decode, downscale and tokenize one request.
@@ -117,7 +124,7 @@ class Policy:
             **inputs,
             max_new_tokens=int(limits.max()),
             logits_processor=LogitsProcessorList([choice]),
-            stopping_criteria=StoppingCriteriaList([_Limits(start, limits)]),
+            stopping_criteria=StoppingCriteriaList([_Limits(self, start, limits)]),
         )
         completions = [
             self._completion(prompt, tokens)
@@ -132,8 +139,8 @@ class Policy:
         tokens = tokens[: prompt.max_tokens]
         end = next((place for place, token in enumerate(tokens) if token in self.stop), None)
         text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
-        used = len(tokens) if end is None else end + 1
-        return Completion(text, "length" if end is None else "stop", len(prompt.input_ids), used)
+        used = tokens if end is None else tokens[: end + 1]
+        return Completion(text, "length" if end is None else "stop", len(prompt.input_ids), tuple(used))
 
     def warm_up(self) -> None:
         """Run a batch of two through every layer, so that the first request does not pay for set-up."""
@@ -193,10 +200,10 @@ class _Choice(LogitsProcessor):
 
 
 class _Limits(StoppingCriteria):
-    """End each row at its own `max_tokens`."""
+    """End each row at its own `max_tokens`, and all of them when their policy is abandoned."""
 
-    def __init__(self, start: int, limits: torch.Tensor) -> None:
-        self.start, self.limits = start, limits
+    def __init__(self, policy: Policy, start: int, limits: torch.Tensor) -> None:
+        self.policy, self.start, self.limits = policy, start, limits
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return input_ids.shape[1] - self.start >= self.limits
+        return (input_ids.shape[1] - self.start >= self.limits) | self.policy.abandoned

@@ -2,11 +2,9 @@
 
     python -m unirg.serving.predictor --model-dir DIR --model-name NAME --model-digest D --ready-file PATH
 
-KServe registers OpenAI routes of its own only where vLLM is installed (and says nothing otherwise), so
-ours are added to its application, under `/openai/v1` as KServe's runtimes have them and under `/v1` as
-vLLM's has them. The socket opens when the policy is loaded and warm: whoever can connect is answered.
-SIGTERM closes it, and what was accepted is finished. Nothing of a request is logged, and there is no
-access log.
+The socket opens when the policy is loaded and warm: whoever can connect is answered. On SIGTERM the server
+is no longer ready, refuses what is new (503, Retry-After), finishes what it has accepted and then closes.
+Nothing of a request is logged, and there is no access log.
 """
 
 from __future__ import annotations
@@ -16,117 +14,30 @@ import asyncio
 import logging
 import os
 import sys
-import traceback
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from unirg import processes
 from unirg.errors import UserError
+from unirg.serving import access
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
-
     from unirg.serving.batching import Batcher
 
 logger = logging.getLogger("unirg.serving")
-T = TypeVar("T")
-PREFIXES = ("/openai/v1", "/v1")
 DIGEST_HEADER = "X-Model-Digest"
 DRAIN_S = 30
+"""How long accepted requests may take after SIGTERM."""
+CLOSE_S = 5
+"""How long their answers may then take to be sent."""
 MAX_WAITING = 256
 
 
-def build_model(name: str, digest: str, batcher: Batcher[Any, Any, Any]) -> Any:
-    """A `kserve.Model` that answers chats, with the OpenAI routes to it on KServe's application."""
-    import kserve
-    from kserve.model_server import app
-    from starlette.responses import JSONResponse, Response
-    from starlette.routing import Route
-
-    from unirg.serving import chat
-
-    class Predictor(kserve.Model):
-        async def predict(self, payload: chat.ChatRequest, *args: Any, **kwargs: Any) -> Any:
-            return await batcher.submit(payload)
-
-    model = Predictor(name)
-    model.ready = True  # it is built on a policy that is loaded and warm
-
-    def respond(content: dict[str, Any], status: int = 200, **headers: str) -> Response:
-        return JSONResponse(content, status, headers | {DIGEST_HEADER: digest})
-
-    async def answer(request: Request) -> dict[str, Any]:
-        with batcher.admitted():
-            asked = chat.parse(await _body(request, chat.MAX_BODY))
-            if asked.model != name:
-                raise chat.Refused(404, "model_not_found", "no such model is served here")
-            done, _ = await _unless_gone(request, model(asked))
-        return chat.completion(
-            name, digest, done.text, done.finish_reason, done.prompt_tokens, done.completion_tokens
-        )
-
-    async def completions(request: Request) -> Response:
-        try:
-            return respond(await answer(request))
-        except chat.Refused as refused:
-            wait = {} if refused.retry_after_s is None else {"Retry-After": str(refused.retry_after_s)}
-            return respond(refused.body(), refused.status, **wait)
-        except Exception as error:  # its message may quote the request: neither logged nor sent
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            logger.error("%s at %s:%s", type(error).__name__, where.filename, where.lineno)
-            failed = chat.Refused(500, "internal_error", "the completion failed; the server goes on")
-            return respond(failed.body(), failed.status)
-
-    async def models(request: Request) -> Response:
-        listed = {"id": name, "object": "model", "created": 0, "owned_by": "unirg"}
-        return respond({"object": "list", "data": [listed]})
-
-    async def closed(request: Request) -> Response:
-        refused = chat.Refused(404, "not_served", "only chats are served, at /openai/v1/chat/completions")
-        return respond(refused.body(), refused.status)
-
-    app.router.routes += [
-        *(Route(f"{prefix}/chat/completions", completions, methods=["POST"]) for prefix in PREFIXES),
-        # GET /v1/models belongs to KServe's V1 protocol.
-        Route("/openai/v1/models", models, methods=["GET"]),
-        # Before KServe's own, which infer by other protocols and unload models for anyone who asks.
-        Route("/{path:path}", closed, methods=["POST", "PUT", "PATCH", "DELETE"]),
-    ]
-    return model
-
-
-async def _body(request: Request, limit: int) -> bytes:
-    from unirg.serving.chat import Refused
-
-    read = bytearray()
-    async for chunk in request.stream():
-        read += chunk
-        if len(read) > limit:
-            raise Refused(413, "request_too_large", f"a request may have {limit} bytes")
-    return bytes(read)
-
-
-async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is given up when the client hangs up.
-
-    Raises:
-        Refused: it did; nobody reads this.
-    """
-    from unirg.serving.chat import Refused
-
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(request.receive())
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-    if not task.done():
-        task.cancel()
-        raise Refused(499, "hung_up", "the client hung up")
-    return task.result()
-
-
-def build_server(host: str, port: int, batcher: Batcher[Any, Any, Any], ready_file: Path | None) -> Any:
+def build_server(
+    host: str, port: int, digest: str, batcher: Batcher[Any, Any, Any], ready_file: Path | None
+) -> Any:
     """A `kserve.ModelServer` that listens on one address, runs the batcher and says when it is ready."""
     import kserve
 
@@ -134,6 +45,9 @@ def build_server(host: str, port: int, batcher: Batcher[Any, Any, Any], ready_fi
         async def _serve(self) -> None:
             # ModelServer has no parameter for the address: without this it listens on every one.
             self._rest_server.config.host = host
+            self._rest_server.config.http = "h11"  # the other parser holds headers of any size in memory
+            self._rest_server.config.headers = [(DIGEST_HEADER, digest)]  # of every response, KServe's too
+            self._drain_on_signals()
             tasks = [asyncio.create_task(batcher.run()), asyncio.create_task(self._announce())]
             try:
                 await super()._serve()
@@ -141,19 +55,48 @@ def build_server(host: str, port: int, batcher: Batcher[Any, Any, Any], ready_fi
                 for task in tasks:
                     task.cancel()
 
+        def _drain_on_signals(self) -> None:
+            """Let the first signal drain, and the next one close at once."""
+            loop, listening = asyncio.get_running_loop(), self._rest_server._server
+            close, signals = listening.handle_exit, []
+
+            def leave(signum: int, frame: Any) -> None:
+                signals.append(signum)
+                if len(signals) == 1:
+                    loop.call_soon_threadsafe(drain)
+                else:
+                    listening.config.timeout_graceful_shutdown = 0
+                    close(signum, frame)
+
+            def drain() -> None:
+                for one in self.registered_models.get_models().values():
+                    one.ready = False
+                batcher.closed = True
+                self._draining = asyncio.create_task(self._drained(lambda: close(signals[0], None)))
+
+            listening.handle_exit = leave
+
+        async def _drained(self, close: Callable[[], None]) -> None:
+            """Close when what was accepted is answered; until then new requests are told to come later."""
+            logger.info("shutting down: finishing %d requests", batcher.admitted_now)
+            until = time.monotonic() + DRAIN_S
+            while batcher.admitted_now and time.monotonic() < until:
+                await asyncio.sleep(0.02)
+            close()
+
         async def _announce(self) -> None:
             listening = self._rest_server._server
             while not listening.started:
                 await asyncio.sleep(0.01)
             actual = listening.servers[0].sockets[0].getsockname()[1]
-            url = f"http://{host}:{actual}{PREFIXES[0]}"
+            url = f"http://{host}:{actual}/openai/v1"
             logger.info("ready at %s", url)
             if ready_file:
                 aside = ready_file.with_name(ready_file.name + ".part")
                 aside.write_text(url)
                 aside.replace(ready_file)
 
-    return Server(http_port=port, enable_grpc=False, enable_latency_logging=False, grace_period=DRAIN_S)
+    return Server(http_port=port, enable_grpc=False, enable_latency_logging=False, grace_period=CLOSE_S)
 
 
 def configure_logging() -> None:
@@ -188,6 +131,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model-digest", required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--token-file", default="", help="requests must show its content as bearer token")
     parser.add_argument("--ready-file", type=Path, help="receives the base URL when requests are answered")
     parser.add_argument("--threads", type=int, default=1, help="of one generation step")
     parser.add_argument("--max-batch", type=int, default=32)
@@ -199,25 +143,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Load, warm up, and serve until SIGTERM or Ctrl-C.
 
     Raises:
-        UserError: the model directory is unusable.
+        UserError: the model directory or the token file is unusable.
     """
     given = _parsed(arguments)
     if given.die_with_parent is not None:
         processes.die_with_parent(parent=given.die_with_parent)
+    token = access.read_token(given.token_file)
     sys.argv = sys.argv[:1]  # KServe parses the command line when it is imported
 
     import torch
 
     from unirg.serving.batching import Batcher
     from unirg.serving.generation import Policy
+    from unirg.serving.routes import build_model
 
     torch.set_num_threads(given.threads)
     configure_logging()
     policy = Policy(given.model_dir)
     policy.warm_up()
     batcher = Batcher(policy.prompt, policy.complete, given.max_batch, MAX_WAITING)
-    model = build_model(given.model_name, given.model_digest, batcher)
-    build_server(given.host, given.port, batcher, given.ready_file).start([model])
+    model = build_model(given.model_name, given.model_digest, batcher, token)
+    build_server(given.host, given.port, given.model_digest, batcher, given.ready_file).start([model])
+    policy.abandoned = True  # what is still generated nobody waits for, but the interpreter's end would
 
 
 if __name__ == "__main__":

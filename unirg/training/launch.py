@@ -22,12 +22,13 @@ from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 from unirg import cluster
-from unirg.cluster import POD, Cluster, ClusterError, Object, Unreachable, condition, holds, uid
+from unirg.cluster import Cluster, ClusterError, Unreachable
 from unirg.errors import UserError
+from unirg.objects import ARTIFACT, POD, Object, condition, holds, terminated, uid, waits_for
 from unirg.telemetry import InternalError
 from unirg.training import trainjob
 from unirg.training.torchrun import FAILURE_FILE, consequence, ending
-from unirg.training.trainjob import ARTIFACT, MISTAKE, NODE, RUNTIME, TRAINJOB, TrainJobConfig
+from unirg.training.trainjob import MISTAKE, NODE, RUNTIME, TRAINJOB, TrainJobConfig
 
 Echo = Callable[[str], None]
 GRACE_S = 60
@@ -263,23 +264,11 @@ def _watch(where: Cluster, job: Object, echo: Echo) -> Object:
             echo(f"TrainJob {name}: {now}")
         told = now
         with suppress(ClusterError):  # that pods may not be seen is told where their log is read
-            new = {text for pod in where.list(POD, trainjob.pods_of(name)) if (text := _waits_for(pod))}
+            new = {text for pod in where.list(POD, trainjob.pods_of(name)) if (text := waits_for(pod))}
             for text in sorted(new - waits):
                 echo(f"TrainJob {name}: {text}")
             waits |= new
     raise UserError(f"TrainJob {name} was deleted before its end: the same command makes it again")
-
-
-def _waits_for(pod: Object) -> str:
-    """Why a pod has not begun, if it is more than a matter of seconds."""
-    scheduled, name = condition(pod, "PodScheduled"), pod["metadata"]["name"]
-    if scheduled.get("status") == "False":
-        return f"Pod {name} waits for a node ({scheduled.get('reason')}): {scheduled.get('message')}"
-    for one in pod.get("status", {}).get("containerStatuses", []):
-        waiting = one.get("state", {}).get("waiting") or {}
-        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-            return f"Pod {name} does not begin ({waiting['reason']}): {waiting.get('message')}"
-    return ""
 
 
 def _leave(where: Cluster, config: TrainJobConfig, job: Object, echo: Echo) -> None:
@@ -340,7 +329,7 @@ def _job_failed(where: Cluster, job: Object) -> Exception:
 def _end_of(pod: Object) -> tuple[int, str, int | None, str, int | None, Object] | None:
     """(how likely a mere consequence, when, exit code, reason, rank, pod) of a pod that failed, else None."""
     status = pod.get("status", {})
-    ended = cluster.terminated(pod, NODE)
+    ended = terminated(pod, NODE)
     code = ended.get("exitCode")
     if status.get("phase") != "Failed" and not code:
         return None

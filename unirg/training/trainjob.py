@@ -15,8 +15,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from unirg.cluster import Kind, Object
 from unirg.config import Config, canonical_json
+from unirg.objects import (
+    ARTIFACT,
+    OURS,
+    Kind,
+    Label,
+    LabelName,
+    Name,
+    Object,
+    Quantity,
+    Toleration,
+    Variable,
+)
 from unirg.storage import sha256
 from unirg.training.torchrun import FAILURE_FILE
 
@@ -24,8 +35,6 @@ TRAINJOB = Kind("trainer.kubeflow.org/v1alpha1", "trainjobs", "TrainJob")
 RUNTIME = Kind("trainer.kubeflow.org/v1alpha1", "trainingruntimes", "TrainingRuntime")
 NODE = "node"
 """Trainer's name for the replicated job and the container that train."""
-ARTIFACT = "unirg.io/artifact"
-"""Annotation: the URI of the artifact that a job makes."""
 MARGIN_S = 30
 """Between the end of the ranks' grace and that of the pod's."""
 CACHE = "/cache"
@@ -36,27 +45,6 @@ DISRUPTIONS = {
     *("Preempting", "PreemptionByScheduler"),
 }
 """Kubernetes' reasons for taking a pod off its node, for which the pod is not to blame."""
-
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")]
-Label = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$")]
-LabelName = Annotated[
-    str, StringConstraints(pattern=r"^([a-z0-9.-]+/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$")
-]
-Quantity = Annotated[str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-
-
-class Toleration(Config):
-    """A taint that the pods accept, in Kubernetes' terms."""
-
-    key: LabelName
-    """The taint's key."""
-    operator: Literal["Exists", "Equal"] = "Exists"
-    """Whether the taint's value matters."""
-    value: Label = ""
-    """The taint's value, with `Equal`."""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
-    """Empty: every effect."""
 
 
 class TrainJobConfig(Config):
@@ -134,7 +122,7 @@ def job(config: TrainJobConfig, stage: str, uri: str, command: Sequence[str]) ->
     limits = {"memory": config.memory_per_node}
     if config.gpus_per_node:
         resources[config.gpu_resource] = limits[config.gpu_resource] = str(config.gpus_per_node)
-    labels = _labels() | {"unirg.io/stage": stage}
+    labels = OURS | {"unirg.io/stage": stage}
     if config.queue:
         labels["kueue.x-k8s.io/queue-name"] = config.queue
     spec: Object = {
@@ -185,9 +173,7 @@ def runtime(config: TrainJobConfig) -> Object:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "nodeSelector": dict(config.node_selector),
-        "tolerations": [
-            {name: value for name, value in one.model_dump().items() if value} for one in config.tolerations
-        ],
+        "tolerations": [one.manifest() for one in config.tolerations],
         "containers": [
             {
                 "name": NODE,
@@ -237,17 +223,13 @@ def runtime(config: TrainJobConfig) -> Object:
     }
     spec = {"mlPolicy": {"numNodes": 1, "torch": {}}, "template": {"spec": set_spec}}
     name = f"unirg-{sha256(canonical_json(spec))[:12]}"
-    labels = _labels() | {"trainer.kubeflow.org/framework": "torch"}
+    labels = OURS | {"trainer.kubeflow.org/framework": "torch"}
     return {
         "apiVersion": RUNTIME.api,
         "kind": RUNTIME.kind,
         "metadata": {"name": name, "labels": labels},
         "spec": spec,
     }
-
-
-def _labels() -> dict[str, str]:
-    return {"app.kubernetes.io/name": "unirg", "app.kubernetes.io/managed-by": "unirg"}
 
 
 def pods_of(name: str, rank: int | None = None) -> dict[str, str]:

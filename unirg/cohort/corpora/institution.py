@@ -18,6 +18,9 @@ The table is CSV (UTF-8, quoted) or Parquet. Columns, in any order, upper or low
 A table without `images` is joined with the DICOM files anywhere below its folder, by StudyInstanceUID where
 a row has one, else by AccessionNumber. What the table leaves out of patient, time, age, sex and race then
 comes from their headers. DICOM files that no row names are counted under "no report".
+
+Where a folder stands for the table, each StudyInstanceUID below it is a study without a report: an archive to
+score. Its id and the patient's are keyed from that UID and the PatientID.
 """
 
 from __future__ import annotations
@@ -96,15 +99,14 @@ class Institution(source.ImageFiles):
         unknown_view: View = "unknown",
         gate: Gate = Gate(),  # noqa: B008 (frozen)
     ) -> None:
-        """`table` is a path or URI ending in .csv or .parquet; `site_key` has 16 bytes or more.
+        """`table` is a path or URI ending in .csv or .parquet, or a folder of DICOM files without a table;
+        `site_key` has 16 bytes or more.
 
         Raises:
             UserError: no key, an unsafe name, or a table of another kind or on an unknown file system.
         """
         if not re.fullmatch(SAFE_ID, name):
             raise UserError("the institution's name may hold only letters, digits and _ . / -")
-        if not table.lower().endswith((".csv", ".parquet")):
-            raise UserError(f"institution {name}: its table must be a .csv or .parquet file")
         self.name = name
         self.removed: Counter[str] = Counter()
         """Identifiers removed from texts by the latest pass of `records`, by kind."""
@@ -120,9 +122,16 @@ class Institution(source.ImageFiles):
         folder, slash, self._file = table.rpartition("/")
         self._folder = folder or slash or "."
         try:
-            storage.open_fs(self._folder)
+            fs, path = storage.open_fs(table)
         except storage.StorageError:  # its text shows the path
             raise UserError(f"{self._label}: the scheme of its table's URI is not known here") from None
+        self._tabled = table.lower().endswith((".csv", ".parquet"))
+        if not self._tabled:
+            if not source.is_folder(fs, path, self._label):
+                raise UserError(
+                    f"{self._label}: its table must be a .csv or .parquet file, or a folder of DICOM studies"
+                )
+            self._folder = table.rstrip("/") or "/"
 
     @classmethod
     def from_environment(
@@ -153,8 +162,8 @@ class Institution(source.ImageFiles):
 
         Its images are those that it names, or every file below it that may be DICOM.
         """
-        named, joined = {self._file}, False
-        for _, row in self._rows():
+        named, joined = ({self._file}, False) if self._tabled else (set[str](), True)
+        for _, row in self._rows() if self._tabled else ():
             if row is not None:
                 joined = joined or "images" not in row
                 named.update(values.paths(row))
@@ -173,6 +182,9 @@ class Institution(source.ImageFiles):
             UserError: the table is missing, cannot be read, or lacks a column.
         """
         self.removed, self.files = Counter(), Counter()
+        if not self._tabled:
+            yield from self._untabled()
+            return
         seen: set[str] = set()
         archive: Archive | None = None
         reported: set[str] = set()
@@ -198,6 +210,17 @@ class Institution(source.ImageFiles):
         for exam in archive.by_uid.values() if archive else ():
             if exam.films and exam.uid not in reported:
                 yield Dropped(keyed_id(self._site_key, "study", exam.accession or exam.uid), "no report")
+
+    def _untabled(self) -> Iterator[Study | Dropped]:
+        """Every exam of the folder, in the order of its UID, as if a row named that and nothing else.
+
+        An exam without a PatientID is its own patient: nobody is known beyond it.
+        """
+        archive = dicom.scan(self._folder, self._gate, self._label)
+        self.files = archive.account()
+        for number, (uid, exam) in enumerate(sorted(archive.by_uid.items()), 1):
+            row = {"study_instance_uid": uid, "patient_id": exam.patient or f"of study {uid}"}
+            yield self._study(number, row, [exam])
 
     def fetch(self, image: Image) -> bytes:
         return source.read_image(self._folder, image.uri, self._label)

@@ -37,8 +37,13 @@ class Unreadable:
     reason: str
 
 
-def records(root: str, relative: str, label: str) -> Iterator[tuple[str, Any]]:
+def records(
+    root: str, relative: str, label: str, decoder: json.JSONDecoder = _DECODER
+) -> Iterator[tuple[str, Any]]:
     """(key, value or `Unreadable`) of the file's object, in its order, with bounded memory.
+
+    Args:
+        decoder: another one for who needs numbers and NaN as they stand.
 
     Raises:
         FileNotFoundError: there is none.
@@ -47,7 +52,7 @@ def records(root: str, relative: str, label: str) -> Iterator[tuple[str, Any]]:
     read = 0
     try:
         with source.opened(root, relative, label) as file:
-            for item in _Buffer(file).members():
+            for item in _Buffer(file, decoder).members():
                 read += 1
                 yield item
     except _Broken:
@@ -63,8 +68,8 @@ class _Broken(Exception):
 class _Buffer:
     """The text from `position` on that was read and not yet passed over."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+    def __init__(self, file: IO[bytes], values: json.JSONDecoder) -> None:
+        self._file, self._values = file, values
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
         self._ended = False
         self._text = ""
@@ -93,7 +98,7 @@ class _Buffer:
         self._next()
         while True:
             try:
-                value, end = _DECODER.raw_decode(self._text, self._position)
+                value, end = self._values.raw_decode(self._text, self._position)
             except (ValueError, RecursionError):
                 value, end = None, -1
             buffered = len(self._text) - self._position

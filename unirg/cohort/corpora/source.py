@@ -96,6 +96,12 @@ def listing(
     return sorted(files, key=lambda file: file.path)
 
 
+def is_folder(fs: Any, path: str, label: str) -> bool:
+    """Whether a store has a folder there; what it raises shows no path."""
+    with _explained(label):
+        return bool(fs.isdir(path))
+
+
 def _found(fs: Any, base: str, maxdepth: int | None, local: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """(path, what the store says of it) of every file below.
 
