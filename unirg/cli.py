@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unirg import __version__, artifact, cli_endpoints, cli_metrics, cli_retention, config, telemetry
+from unirg import __version__, artifact, cli_endpoints, cli_metrics, cli_retention, config, storage, telemetry
 from unirg.errors import UserError
 
 app = typer.Typer(
@@ -220,7 +220,7 @@ def score(
     answering: scoring.Endpoint
     if checkpoint:
         answering = open_endpoint(serve(ServeConfig(), artifact.open_artifact(checkpoint), store))
-    elif not endpoint.startswith(("http://", "https://")) and artifact.find(endpoint):
+    elif endpoint.startswith("s3://") or (storage.is_local(endpoint) and artifact.find(endpoint)):
         answering = open_endpoint(endpoint)
     else:
         answering = endpoint_of(endpoint, model, model_digest)
