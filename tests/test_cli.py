@@ -70,6 +70,7 @@ def test_help_and_version_succeed(run: Run) -> None:
         (("stage", "studies=10", "hold_out=[nobody]"), "hold_out names nobody"),
         (("train", "sft", "--cohort", "/nowhere"), "no artifact at /nowhere"),
         (("score", "--cohort", "/nowhere", "--checkpoint", "/nowhere"), "no artifact at /nowhere"),
+        (("score", "--archive", "x", "--endpoint", "ftp://h", "--model", "m"), "not an address such as"),
         (("serve", "--checkpoint", "/nowhere"), "no artifact at /nowhere"),
         (("evaluate", "--cohort", "/nowhere", "--predictions", "sft"), "no artifact at /nowhere"),
         (("stage", "--store", "s3://b/p", "studies=2"), "set AWS_ACCESS_KEY_ID"),

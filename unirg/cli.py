@@ -20,6 +20,7 @@ from unirg import (
     cli_metrics,
     cli_retention,
     config,
+    storage,
     telemetry,
 )
 from unirg.cli_evaluate import done as _done
@@ -230,7 +231,7 @@ def score(
     answering: scoring.Endpoint
     if checkpoint:
         answering = open_endpoint(serve(ServeConfig(), artifact.open_artifact(checkpoint), store))
-    elif not endpoint.startswith(("http://", "https://")) and artifact.find(endpoint):
+    elif endpoint.startswith("s3://") or (storage.is_local(endpoint) and artifact.find(endpoint)):
         answering = open_endpoint(endpoint)
     else:
         answering = endpoint_of(endpoint, model, model_digest)

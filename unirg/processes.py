@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -52,6 +53,19 @@ def interrupts_kept_from_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextmanager
+def on_sigterm(told: Callable[[], object]) -> Iterator[None]:
+    """In the block SIGTERM calls `told`; in the main thread alone, which Python gives signals to."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def start_worker() -> None:
     """Initialise a spawned pool's worker: it ends with its parent."""
     starter = multiprocessing.parent_process()
@@ -74,7 +88,10 @@ def end_descendants(grace_s: float = 10.0) -> None:
 
 @contextmanager
 def server(
-    command: list[str], what: str, timeout_s: float = 120.0, environment: Mapping[str, str] | None = None
+    command: list[str],
+    what: str,
+    timeout_s: float = 120.0,
+    environment: Mapping[str, str | None] | None = None,
 ) -> Iterator[str]:
     """Run a server of ours as a child; yield what it wrote into its ready file: its URL.
 
@@ -82,11 +99,12 @@ def server(
 
     Args:
         command: the server's command line; `--ready-file PATH --die-with-parent PID` is added to it.
-        environment: variables set over this process's own.
+        environment: variables set over this process's own; None leaves one out.
 
     Raises:
         UserError: it ended before it was ready, or was not ready in time; its last log lines say why.
     """
+    variables = {**os.environ, **(environment or {})}
     with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(prefix="unirg-") as folder:
         ready = Path(folder, "url")
         child = subprocess.Popen(
@@ -95,7 +113,7 @@ def server(
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=os.environ | (environment or {}),
+            env={name: value for name, value in variables.items() if value is not None},
         )
         url = ""
         try:

@@ -183,6 +183,10 @@ def _disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
+def to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 class Progress:
     """Lines such as `stage: 480 of 1600 studies (30%), 52/s, 21 s to go`, a few seconds apart.
 
@@ -194,7 +198,7 @@ class Progress:
         self.done = self.begun_with = done
         self.started = self.printed = time.monotonic()
         if done:
-            self._say(f"{self.what}: going on at {done} of {total} {unit}")
+            to_stderr(f"{self.what}: going on at {done} of {total} {unit}")
 
     def advance(self, amount: int = 1, note: str = "") -> None:
         self.done += amount
@@ -206,7 +210,7 @@ class Progress:
             share = self.done / self.total
             text = f"{self.what}: {self.done} of {self.total} {self.unit} ({share:.0%}), {rate:.3g}/s"
             text += f", {left:.0f} s to go"
-            self._say(f"{text}  {note}" if note else text)
+            to_stderr(f"{text}  {note}" if note else text)
 
     def passed(self, amount: int) -> None:
         """So many were done before, as is found on the way."""
@@ -216,11 +220,7 @@ class Progress:
     def finish(self, note: str = "") -> None:
         seconds = time.monotonic() - self.started
         text = f"{self.what}: {self.done} {self.unit} in {seconds:.1f} s"
-        self._say(f"{text}  {note}" if note else text)
-
-    @staticmethod
-    def _say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        to_stderr(f"{text}  {note}" if note else text)
 
 
 def progress(items: Iterable[T], what: str, total: int, unit: str) -> Iterator[T]:

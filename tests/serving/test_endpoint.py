@@ -18,6 +18,7 @@ from unirg import artifact, checkpoint
 from unirg.artifact import Artifact, ArtifactError
 from unirg.config import Config
 from unirg.errors import UserError
+from unirg.serving import access
 from unirg.serving.endpoint import FILE, ServeConfig, open_endpoint, open_local, serve
 
 
@@ -31,6 +32,15 @@ def test_serving_declares_the_model_and_starts_nothing(model: Artifact, store: s
     assert content == {"kind": "local", "model_name": "declared", "model_digest": model.digest}
     endpoint = open_endpoint(served.uri)
     assert (endpoint.model_name, endpoint.model_digest) == ("declared", model.digest)
+
+
+def test_a_server_for_its_own_user_asks_for_no_token(
+    model: Artifact, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who serves with a token in the environment could not score with a checkpoint."""
+    monkeypatch.setenv(access.VARIABLE, "a-token-of-another-server")
+    with open_local(serve(ServeConfig(), model, store)).connect() as url:
+        assert httpx.get(f"{url}/models", trust_env=False).status_code == 200
 
 
 def test_an_endpoint_s_digest_depends_neither_on_the_place_nor_on_operational_settings(

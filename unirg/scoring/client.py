@@ -26,6 +26,8 @@ from unirg.errors import UserError
 REFUSED = (400, 413, 422)
 EVERYBODY = {401: "wants credentials", 403: "refuses access", 404: "has no such model or address"}
 EMPTY = "empty completion"
+DIGEST = "X-Model-Digest"
+"""Header of an answer: which model it is of."""
 UNAVAILABLE = (408, 425, 429, 502, 503, 504)
 LONGEST_RETRY_AFTER_S = 300.0
 LONGEST_ANSWER = 2**22
@@ -181,7 +183,7 @@ class ChatClient:
         except (ValueError, LookupError, TypeError, AttributeError):
             raise Faulty("an answer that is no completion") from None
         # vLLM has no header of ours; where it is there, it must be the model we account for.
-        digest = answer.headers.get("X-Model-Digest", self.model_digest)
+        digest = answer.headers.get(DIGEST, self.model_digest)
         if digest != self.model_digest:
             raise EndpointGone(
                 f"the endpoint at {self.base_url} serves model {digest[:12]}, not {self.model_digest[:12]}"

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 
+from unirg.scoring.client import DIGEST
 from unirg.storage import sha256
 
 VERSION = 1
@@ -76,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("X-Model-Digest", CopyPrior.model_digest)
+        self.send_header(DIGEST, CopyPrior.model_digest)
         self.end_headers()
         self.wfile.write(body)
 

@@ -18,13 +18,13 @@ from urllib.parse import urlsplit
 import httpx
 
 from unirg.errors import UserError
+from unirg.scoring.client import DIGEST
 from unirg.scoring.copy_prior import CopyPrior
 from unirg.scoring.engine import EndpointAway
 from unirg.storage import sha256
 
 KEY_VARIABLE = "UNIRG_ENDPOINT_API_KEY"
 """The only place a key is taken from. OPENAI_API_KEY is none: it would go to whatever address is named."""
-DIGEST = "X-Model-Digest"
 COPY_PRIOR = "copy-prior"
 _STATED = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@+-]{3,127}")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

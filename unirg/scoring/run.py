@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from unirg import prompt_recipes, telemetry
 from unirg.cohort.reader import Cohort
 from unirg.errors import UserError
+from unirg.processes import on_sigterm
 from unirg.scoring import questions
 from unirg.scoring.client import EMPTY, ChatClient
 from unirg.scoring.engine import Asker, History, StudyFailed
@@ -109,7 +107,7 @@ class Run:
             try:
                 asyncio.run(self._all(ranges))
             except asyncio.CancelledError:
-                print("score: SIGTERM: finished studies are kept", file=sys.stderr, flush=True)
+                telemetry.to_stderr("score: SIGTERM: finished studies are kept")
                 raise SystemExit(os.EX_TEMPFAIL) from None
             except BaseExceptionGroup as failed:
                 raise _first(failed) from None
@@ -323,23 +321,11 @@ class Run:
         client.base_url = self._connect().rstrip("/")
 
 
-@contextmanager
-def _cancelled_by_sigterm() -> Iterator[None]:
+def _cancelled_by_sigterm() -> AbstractContextManager[None]:
     """In the block SIGTERM cancels the task, as asyncio has it for Ctrl-C: an evicted pod loses nothing."""
-    if threading.current_thread() is not threading.main_thread():  # Python gives signals to that one
-        yield
-        return
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task
-
-    def cancel(*_: Any) -> None:
-        loop.call_soon_threadsafe(task.cancel)
-
-    before = signal.signal(signal.SIGTERM, cancel)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return on_sigterm(partial(loop.call_soon_threadsafe, task.cancel))
 
 
 def _first(failed: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -9,7 +9,7 @@ from pathlib import Path
 from unirg.errors import UserError
 
 VARIABLE = "UNIRG_ENDPOINT_TOKEN"
-"""Holds the token, for a server that asks for it and for a client that shows it."""
+"""Holds the token, for a server that somebody else asks; one that scoring starts for itself wants none."""
 
 
 def read_token(file: str = "") -> str:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -21,7 +21,7 @@ from unirg import artifact, checkpoint, processes, telemetry
 from unirg.artifact import Artifact, ArtifactError
 from unirg.config import Config, operational
 from unirg.errors import UserError
-from unirg.serving import inference_service, rollout
+from unirg.serving import access, inference_service, rollout
 from unirg.serving.inference_service import InferenceServiceConfig, Served
 from unirg.serving.rollout import InferenceServiceEndpoint
 
@@ -76,28 +76,6 @@ def _is_checkpoint(model: Artifact) -> None:
         )
 
 
-class Endpoint(Protocol):
-    """A model that can be asked. `connect` makes it answer, `stop` takes down what stays after that."""
-
-    @property
-    def model_name(self) -> str: ...
-    @property
-    def model_digest(self) -> str:
-        """Digest of the checkpoint artifact."""
-        ...
-
-    @property
-    def restarts(self) -> bool:
-        """Whether `connect` starts a server of its own, which may be started again when it has died."""
-        ...
-
-    def connect(self) -> AbstractContextManager[str]:
-        """The base URL of the OpenAI protocol, answered until the context ends."""
-        ...
-
-    def stop(self) -> None: ...
-
-
 @dataclass(frozen=True)
 class LocalEndpoint:
     """A model in a process of this machine, which lives while somebody is connected."""
@@ -137,8 +115,9 @@ class LocalEndpoint:
             UserError: the server did not start; its last log lines say why.
         """
         command = [sys.executable, "-m", "unirg.serving.predictor", *self.arguments()]
-        threads = {"OMP_NUM_THREADS": str(self.config.threads)}
-        with processes.server(command, "the model server", self.config.start_timeout_s, threads) as url:
+        # It is its user's alone, who knows no token.
+        environment = {"OMP_NUM_THREADS": str(self.config.threads), access.VARIABLE: None}
+        with processes.server(command, "the model server", self.config.start_timeout_s, environment) as url:
             yield url
 
     def stop(self) -> None:

@@ -8,7 +8,6 @@ service alone says what is stable, tried and previous, so any machine may go on 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +23,7 @@ from unirg.objects import OURS, POD, Object
 from unirg.serving import inference_service as isvc
 from unirg.serving.inference_service import INFERENCE_SERVICE, PREVIOUS, SLOTS, Served, artifact_of
 from unirg.storage import sha256
-from unirg.telemetry import InternalError
+from unirg.telemetry import InternalError, to_stderr
 
 Role = Literal["stable", "canary", ""]
 POLL_S = 5.0
@@ -33,10 +32,6 @@ POLL_S = 5.0
 
 class NotReady(InternalError):
     """A service did not become ready in time; it goes on trying."""
-
-
-def to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def name_of(uri: str) -> str:

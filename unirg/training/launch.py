@@ -16,16 +16,17 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent import futures
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import IO, Any
 
 from unirg import cluster
 from unirg.cluster import Cluster, ClusterError, Unreachable
 from unirg.errors import UserError
 from unirg.objects import ARTIFACT, POD, Object, condition, holds, terminated, uid, waits_for
-from unirg.telemetry import InternalError
+from unirg.processes import on_sigterm
+from unirg.telemetry import InternalError, to_stderr
 from unirg.training import trainjob
 from unirg.training.torchrun import FAILURE_FILE, consequence, ending
 from unirg.training.trainjob import MISTAKE, NODE, RUNTIME, TRAINJOB, TrainJobConfig
@@ -54,10 +55,6 @@ class LaunchError(InternalError):
     """Processes that train have failed; another attempt may succeed."""
 
 
-def to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def local(processes: int, command: Sequence[str], grace_s: int = GRACE_S, echo: Echo = to_stderr) -> None:
     """Run a command in several processes of this machine, on loopback, until all have ended.
 
@@ -75,7 +72,7 @@ def local(processes: int, command: Sequence[str], grace_s: int = GRACE_S, echo: 
     """
     told, tell = os.pipe()
     address = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1")
-    with open(told) as failure, _ending_on_sigterm():
+    with open(told) as failure, on_sigterm(_come_again):
         try:
             child = subprocess.Popen(
                 [
@@ -142,21 +139,8 @@ def _quoted(lines: Sequence[str]) -> str:
     return "\n  ".join(["; its last lines:", *ours]) if ours else ""
 
 
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM raises SystemExit(75) in the block, as Ctrl-C raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are for the main thread
-        return
-
-    def stop(signum: int, frame: Any) -> None:
-        raise SystemExit(os.EX_TEMPFAIL)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _come_again() -> None:
+    raise SystemExit(os.EX_TEMPFAIL)
 
 
 def train_job(
@@ -190,7 +174,7 @@ def train_job(
             f"{config.processes_per_node} are {config.nodes * config.processes_per_node}: make them the same"
         )
     where = where or cluster.connect(config.namespace, config.context)
-    with _ending_on_sigterm():
+    with on_sigterm(_come_again):
         job, adopted = _begin(where, config, trainjob.job(config, stage, uri, command), echo)
         over = threading.Event()
         logs = threading.Thread(target=_stream, args=(where, job, adopted, over, echo), daemon=True)
