@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unirg.evaluation.candidates import Setting
-from unirg.evaluation.records import (
+from unirg.evaluation.groups import (
     MIN_GROUP,
     MIN_PATIENTS,
     Record,
