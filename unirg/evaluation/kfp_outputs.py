@@ -1,10 +1,10 @@
 """What KFP's UI shows of an evaluation and of its report, as artifacts of the tasks that make them.
 
 The UI reads metrics and confusion matrices from an artifact's metadata, which is JSON and has no NaN: a mean
-that is missing is left out, and told in the summary. A component's artifacts are fixed when it is compiled, so
-confusion matrices are of one system, the last policy, as the report's cases are by default; a matrix has the
-reference in its rows. HTML and Markdown are files: HTML is shown in a sandbox that shares nothing with the UI
-and Markdown is cut at 400,000 characters, so the summary is short, and both load nothing.
+that is missing is left out, and told in the summary. A component's artifacts are fixed when it is compiled,
+so the confusion matrices are of one system, the last policy, as the report's cases are by default. The rows
+of a matrix are the reference's, as KFP has them ("True label"). HTML is shown in a frame that shares nothing
+with the UI, and Markdown is cut at 400,000 characters (frontend/src/components/viewers of KFP 2).
 
 The summary holds no text of a report and no id of a study. The report's HTML does, as the artifact does.
 """
@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from unirg import storage
 from unirg.artifact import Artifact
 from unirg.evaluation import aggregates, suites
+from unirg.evaluation.report.figures_conditions import MEASURES
 from unirg.evaluation.report.markdown import rendered, text
 from unirg.evaluation.report.plots import visible
 from unirg.evaluation.report.render import HTML, MARKDOWN
@@ -33,6 +34,7 @@ ALL = "all"
 CATEGORIES = ("stated", "not stated")
 LONGEST = 200
 """Characters of a metric's name: MLMD, where KFP keeps them, has 255."""
+NOTICE = "Research use, not for diagnosis. The whole report, with figures and cases, is the task report's."
 
 Data = Mapping[str, Any]
 Matrix = list[list[int]]
@@ -120,11 +122,8 @@ def matrices(data: Data, found: Data) -> dict[str, Matrix]:
 
 def _matrix(counts: Data, places: int) -> Matrix:
     """Args: places: where a condition might be stated, studies x conditions."""
-    both, missed, wrong = (
-        counts["both"],
-        counts["support"] - counts["both"],
-        counts["claimed"] - counts["both"],
-    )
+    both: int = counts["both"]
+    missed, wrong = counts["support"] - both, counts["claimed"] - both
     return [[both, missed], [wrong, places - both - missed - wrong]]
 
 
@@ -194,9 +193,6 @@ def _conditions(system: str, group: Data, suite: Data) -> Section:
     return Section("Conditions", words, [Table(caption, heads, rows)])
 
 
-MEASURES = {"precision": "Precision", "recall": "Recall", "f1": "F1"}
-
-
 def _interval(record: Data | None, metric: str) -> str:
     if record is None or record["mean"] is None:
         return formatted(None, metric)
@@ -204,11 +200,6 @@ def _interval(record: Data | None, metric: str) -> str:
     if record["low"] is not None:
         shown += f" ({formatted(record['low'], metric)} to {formatted(record['high'], metric)})"
     return shown + (f", {record['missing']} missing" if record["missing"] else "")
-
-
-NOTICE = (
-    "Research use, not for diagnosis. The whole report, with figures and cases, is that of the task report."
-)
 
 
 def as_markdown(sections: list[Section]) -> str:
