@@ -34,7 +34,7 @@ ALL = "all"
 CATEGORIES = ("stated", "not stated")
 LONGEST = 200
 """Characters of a metric's name: MLMD, where KFP keeps them, has 255."""
-NOTICE = "Research use, not for diagnosis. The whole report, with figures and cases, is the task report's."
+NOTICE = "Research use, not for diagnosis. The task report has the whole page, with figures and cases."
 
 Data = Mapping[str, Any]
 Matrix = list[list[int]]
@@ -165,9 +165,11 @@ def _means(data: Data) -> Iterator[Table]:
     """A table a split with its headline: means with 95% intervals."""
     shown = aggregates.shown_first(data["metrics"])
     for split in aggregates.HEADLINE_SPLITS:
-        numbers = {name: splits[split] for name, splits in data["headline"].items() if splits[split]}
+        names = [system["name"] for system in data["systems"]]  # in the order shown, which JSON's keys lost
         rows = [
-            (name, [_interval(of.get(metric), metric) for metric in shown]) for name, of in numbers.items()
+            (name, [_interval(of.get(metric), metric) for metric in shown])
+            for name in names
+            if (of := data["headline"][name][split])
         ]
         if rows:
             heads = ["System", *(data["metrics"][metric]["label"] for metric in shown)]
@@ -243,7 +245,10 @@ def page(sections: list[Section]) -> str:
 
 
 def _table(table: Table) -> str:
-    heads = "".join(f'<th scope="col">{_shown(head)}</th>' for head in table.heads)
+    first, *others = table.heads
+    heads = f'<th scope="col">{_shown(first)}</th>' + "".join(
+        f'<th scope="col" class="num">{_shown(head)}</th>' for head in others
+    )
     rows = "".join(
         f'<tr><th scope="row">{_shown(label)}</th>'
         + "".join(f'<td class="num">{_shown(str(cell))}</td>' for cell in cells)
