@@ -74,6 +74,7 @@ class Collector(ThreadingHTTPServer):
 SYSTEMS = [
     *("untrained", "sft", "grpo step 1", "grpo step 2"),
     *("sft, images permuted", "sft, sampled", "grpo step 1, sampled", "grpo step 2, sampled"),
+    "grpo step 2, with priors",
     *("most-frequent-report", "copy-prior"),
 ]
 AGAIN_S = 90.0
