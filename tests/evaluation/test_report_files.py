@@ -122,7 +122,7 @@ def test_the_manifest_names_everything_that_was_compared(whole: tuple[Artifact, 
     assert used["predictions:sft"].uri == given["predictions"]["sft"].uri
 
 
-def test_a_report_takes_the_evaluations_checkpoint_or_none_and_no_other(
+def test_a_report_takes_the_checkpoints_of_the_evaluations_systems_or_none(
     world: World, whole: tuple[Artifact, dict[str, Any]]
 ) -> None:
     done, given = whole
@@ -133,7 +133,10 @@ def test_a_report_takes_the_evaluations_checkpoint_or_none_and_no_other(
     with pytest.raises(UserError, match="checkpoint:sft is not what evaluation"):
         report(ReportConfig(cases=0), done, **given | {"checkpoints": {"sft": world.checkpoint("other")}})
     more = given["checkpoints"] | {"base": world.checkpoint("base")}
-    report(ReportConfig(cases=0), done, **given | {"checkpoints": more})
+    with pytest.raises(UserError, match="checkpoint:base is of no system of evaluation"):
+        report(ReportConfig(cases=0), done, **given | {"checkpoints": more})
+    without = evaluate(CONFIG, **given | {"checkpoints": {}})
+    report(ReportConfig(cases=0), without, **given)  # its curves, of an evaluation that was not told of it
 
 
 def test_another_log_of_the_same_weights_is_another_evaluation(world: World) -> None:

@@ -101,13 +101,16 @@ def report(
 
 
 def _check(evaluation: Artifact, inputs: Mapping[str, Artifact | str]) -> None:
-    """Refuse other cohorts, predictions and references than the evaluation's, and other checkpoints than it
-    names; curves of a checkpoint that it does not name may be shown beside it."""
+    """Refuse other cohorts, predictions, references and checkpoints than the evaluation's; where it knows no
+    checkpoint of one of its systems, one may be given."""
     used = {name: reference.digest for name, reference in evaluation.manifest.inputs.items()}
     given = {name: made.digest if isinstance(made, Artifact) else made for name, made in inputs.items()}
     shown = {name for name in used if name in ("cohort", "references") or name.startswith("predictions:")}
-    asked = {name for name in given if name in used or not name.startswith("checkpoint:")}
-    for name in sorted(shown | asked):
+    added = {name for name in given.keys() - used.keys() if name.startswith("checkpoint:")}
+    for name in sorted(added):
+        if name.replace("checkpoint:", "predictions:", 1) not in used:
+            raise UserError(f"{name} is of no system of evaluation {evaluation.uri}: leave it out")
+    for name in sorted(shown | given.keys() - added):
         if used.get(name) != given.get(name):
             raise UserError(
                 f"{name} is not what evaluation {evaluation.uri} was made of: give the same inputs"
