@@ -32,10 +32,8 @@ COVERED = (0.935, 0.965)
 PREVALENCE = (0.05, 0.2, 0.3, 0.08, 0.25, 0.12, 0.1, 0.3, 0.06, 0.35, 0.04, 0.07, 0.4, 0.25)
 AVERAGES = ("micro", "macro")
 NAMES = (*CONDITIONS, *AVERAGES)
-RARE = 35
+RARE = 30
 """Below so many references that state a condition, on average, the interval is known to be too wide."""
-MACRO = 0.92
-"""What the macro average, a mean of ratios of which many rest on few statements, covers at least."""
 Labels = NDArray[np.int64]
 
 
@@ -90,7 +88,6 @@ def test_the_intervals_cover_the_truth_as_often_as_they_say() -> None:
     assert shown.min() > SETS / 2, text
     covered = 1 - (above + below) / shown
     often = support / SETS >= RARE
-    assert covered[:-1].min() >= COVERED[0], text
+    assert covered.min() >= COVERED[0], text
     assert covered[often].max() <= COVERED[1], text
     assert covered[~often].max() <= 0.985, text
-    assert covered[-1] >= MACRO, text
