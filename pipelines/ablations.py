@@ -96,7 +96,7 @@ def tasks(judge_url: str) -> dict[str, Task]:
     for arm in ARMS:
         inputs = [("--cohort=", arm.cohort)]
         inputs += [("--parent=", f"train {arm.parent}")] if arm.parent else []
-        inputs += [weights] if arm.algorithm == "grpo" else []
+        inputs += [weights] if arm.algorithm != "base" else []
         found[f"train {arm.name}"] = Task(
             ("train", arm.algorithm, f"--recipe={arm.recipe}", judge), tuple(inputs)
         )

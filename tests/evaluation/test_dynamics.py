@@ -33,7 +33,7 @@ def log(studies: int = 64, **changes: Callable[[int], float]) -> Log:
                 **{"step": step, "validation/radcliq_v1": 1.2 - step / 100, "validation/missing": 0},
                 **{"validation/errors": 3 - step / 40, "validation/studies": studies},
                 **{"validation/bertscore": 0.4 + step / 400, "validation/loss": 2 - step / 100},
-                "validation/seconds": 1.0,
+                **{"validation/asked": 3 * studies, "validation/seconds": 1.0},
             }
             found.append(entry | {f"validation/{k[1:]}": f(step) for k, f in changes.items() if k[0] == "V"})
     return found
@@ -77,7 +77,7 @@ def test_a_curve_is_what_was_logged_and_its_running_mean() -> None:
     assert reward["smoothed"] == pytest.approx(running_mean(reward["values"]).tolist(), abs=1e-6)
     keys = {each["key"] for each in result["curves"]}
     assert {"loss", "reward", "entropy", "validation/loss", "validation/errors"} < keys
-    assert not {"learning_rate", "validation/seconds", "validation/studies", "validation/missing"} & keys
+    assert not {"learning_rate", "validation/seconds", "validation/studies", "validation/asked"} & keys
 
 
 def test_the_ends_of_a_run_are_told_beside_its_best() -> None:
@@ -193,6 +193,24 @@ def test_many_missing_scores_are_told_and_few_are_not() -> None:
     (alarm,) = run({"a": log(Vmissing=lambda step: 20)})["alarms"]
     assert (alarm["alarm"], alarm["value"]) == ("missing scores", round(1 - 20 / 192, 6))
     assert alarms(run({"a": log(Vmissing=lambda step: 9.0)})) == []
+
+
+def test_a_score_that_no_study_has_counts_among_the_missing() -> None:
+    """Of a judge that answers nothing there is no mean, and its scores were asked for all the same."""
+    silent = [
+        {k: v for k, v in row.items() if k != "validation/errors"} for row in log(Vmissing=lambda step: 64)
+    ]
+    (alarm,) = run({"a": silent})["alarms"]
+    assert (alarm["alarm"], alarm["value"]) == ("missing scores", round(1 - 64 / 192, 6))
+    assert "256 of 768 scores are missing" in alarm["sentence"]
+
+
+def test_significant_errors_stand_beside_all_errors_in_figure_2d() -> None:
+    result = run({"a": log(Verrors_significant=lambda step: 1.0)})
+    assert {each["key"] for each in result["figures"] if each["figure"] == "2d"} == {
+        *("validation/errors", "validation/errors_significant")
+    }
+    assert run({"a": log()})["not_logged"] == []
 
 
 def test_runs_validated_on_different_studies_cannot_be_compared() -> None:

@@ -193,6 +193,11 @@ def with_weights(names: Iterable[str]) -> list[str]:
     return [name for name in names if scorers([name])]
 
 
+def judged(names: Iterable[str]) -> list[str]:
+    """Those of the scores that need a judge."""
+    return [name for name in names if any(score.scorer == JUDGE for score in with_parts([name]))]
+
+
 def version(names: Iterable[str]) -> str:
     """Digest of the versions of the code that computes the scores; their weights are not in it."""
     versions = {

@@ -172,9 +172,11 @@ def _training(
         for key in (key for key in (*CURVES, *rewards, *scores) if key in keys):
             steps, values = points(histories[name], key)
             term = page.term(key)
+            score = [term] if term in CATALOG else []
+            model = checkpoints[name].manifest.config.get("judge_model")
             whose = {
-                "judge": checkpoints[name].manifest.config.get("judge_model") if term == "errors" else None,
-                "scorers": data["scorers"] if term in CATALOG and catalog.with_weights([term]) else None,
+                "judge": model if catalog.judged(score) else None,
+                "scorers": data["scorers"] if catalog.with_weights(score) else None,
             }
             if steps:
                 found.append({"system": name, "key": key, **whose, "steps": steps, "values": values})
