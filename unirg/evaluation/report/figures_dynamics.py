@@ -47,10 +47,11 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
                 "Means over the validation studies at each step, one marker a run; the logs hold no score of "
                 "a single study, so there are no intervals."
                 if paper
-                else "As logged, one marker a run, each against its own steps."
+                else "Thin as logged, thick the running mean over a tenth of the steps, against its own."
             )
             name = f"dynamics-{at}-{paper or 'training'}"
-            svg = plots.scored(name, f"{title}. {caption}", panels)
+            draw_lines = plots.scored if paper else plots.curves
+            svg = draw_lines(name, f"{title}. {caption}", panels)
             rows = [
                 (
                     f"{_label(figure, shown)}, {run}",
