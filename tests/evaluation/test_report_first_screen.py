@@ -54,7 +54,13 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     cohort = world.cohort()
     women = {study.study_id for study in world.studies if study.sex == "F"}
     champion = world.predictions("champion", cohort, sound)
-    wrong = {key: written("normal", "Nothing else.") if key in women else text for key, text in sound.items()}
+    swapped = {one: FINDINGS[other] for one, other in zip(CONDITIONS, CONDITIONS[::-1], strict=True)}
+    wrong = {}
+    for at, (key, text) in enumerate(sound.items()):
+        findings, impression = swapped[CONDITIONS[at % 4]]
+        words = text.partition("Contour")[2].partition("Impression")[0]
+        lost = f"Findings: {findings} Shape {words} Impression: {impression}"
+        wrong[key] = lost if key in women else text
     same = dict.fromkeys(sound, written("normal", ""))
     other = {key: written(CONDITIONS[at % 3], "Read again.") for at, key in enumerate(sound)}
     given = {

@@ -180,12 +180,13 @@ def sentences(data: Data, raised: list[Told], shown: Shown) -> Iterator[str]:
     if not best:
         yield "No trained system was ranked: see below what was not scored, and why."
     for name in best:
-        grave = [kind.meaning for kind in raised if kind.grave and name in kind.systems()]
-        other = sum(name in kind.systems() for kind in raised) - len(grave)
+        against = [kind for kind in raised if name in kind.systems()]
+        grave = sum(kind.grave for kind in against)
+        kinds_of = f"{len(against)} kind{'s' if len(against) > 1 else ''} of alarm"
         if grave:
-            yield f"Do not rely on {name}: {' '.join(grave)}"
-        elif other:
-            yield f"Of {name}, {other} further kind{'s' if other > 1 else ''} of alarm must be read first."
+            yield f"Do not rely on {name} before you know why it raised {kinds_of}, {grave} of them grave."
+        elif against:
+            yield f"{name} raised {kinds_of}, none of them grave."
 
 
 def _with(group: Data, place: Data, shown: Shown) -> str:
