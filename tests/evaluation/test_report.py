@@ -50,11 +50,13 @@ class Read(HTMLParser):
         self.parts: list[str] = []
         self.drawn = ""
         self._inside = 0
+        self._style = False
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self._inside += tag == "svg"
+        self._style = tag == "style"
         for name, value in attrs:
             if name == "id":
                 self.ids.append(str(value))
@@ -65,11 +67,12 @@ class Read(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         self._inside -= tag == "svg"
+        self._style = False
 
     def handle_data(self, data: str) -> None:
         if self._inside:
             self.drawn += data
-        else:
+        elif not self._style:
             self.parts.append(data)
 
     @property
