@@ -105,7 +105,7 @@ def _stages(made: Artifact) -> Iterator[Record]:
         manifest = made.manifest
         done: Record = {"stage": manifest.stage, "digest": made.digest}
         done |= {key: manifest.counts[key] for key in ("steps", "studies") if key in manifest.counts}
-        done |= {key: manifest.config[key] for key in TOLD if manifest.config.get(key) not in (None, 0.0)}
+        done |= {key: manifest.config[key] for key in TOLD if manifest.config.get(key) is not None}
         parent = manifest.inputs.get("parent")
         if parent is None:
             base = {"base": manifest.config.get("source"), "parameters": manifest.counts.get("parameters")}

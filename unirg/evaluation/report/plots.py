@@ -280,7 +280,7 @@ def as_svg(figure: Figure, name: str, alt: str) -> str:
     engine = figure.get_layout_engine()
     assert engine is not None
     engine.execute(figure)
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     # Ids are hashes salted with the figure's name: two figures of a page share none.
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
