@@ -108,14 +108,23 @@ class View:
         self.lead = lead(data)
         self.judge = judge_label(data["judge"])
         self.colours = plots.colours(data["systems"])
+        self._values = {
+            (v["system"], v["split"], v["metric"]): v
+            for v in data["values"]
+            if v["setting"] == "report" and v["corpus"] is None and v["institution"] is None
+        }
         self.splits = [split for split in SPLITS if any(g["split"] == split for g in data["groups"])]
+
+    def find(self, system: str, split: str, metric: str) -> Data | None:
+        """The mean of whole reports over a split; None where the evaluation has none."""
+        return self._values.get((system, split, metric))
 
     def group(self, split: str) -> Data:
         """Studies and patients of a whole split."""
         return next(g for g in self.data["groups"] if g["split"] == split and g["corpus"] is None)
 
     def split(self, name: str) -> str:
-        return SPLITS[name]
+        return SPLITS.get(name, name)
 
     def by(self, metric: str) -> str:
         """Whose numbers are in the metric, beside ours: the scorers', the judge's, both, or nobody's."""
