@@ -53,7 +53,7 @@ def train(
         given = {"overrides": [], **shared, **inputs}
         task = factory(recipe=f"{recipe}/{step}", **given)
         task.set_display_name(name).set_caching_options(False)
-        return task.output
+        return task.outputs["Output"]  # beside it, some tasks have what KFP's UI shows
 
     given = {"overrides": stage_overrides, "data": data, "hold_out": hold_out, "cohorts": cohorts}
     cohort = component(components.stage.stage, "stage", "stage", **given)

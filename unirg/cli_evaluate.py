@@ -15,7 +15,6 @@ app = typer.Typer()
 Store = Annotated[str, typer.Option(envvar="UNIRG_STORE", help="Where artifacts lie: a folder or s3://…")]
 Recipe = Annotated[str | None, typer.Option(help="A shipped recipe such as toy/evaluate, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings over the recipe: key=value …")]
-Cohort = Annotated[str, typer.Option(help="URI of the cohort.")]
 Named = Annotated[list[str] | None, typer.Option(help="NAME=URI; may be given several times.")]
 Predictions = Annotated[
     list[str] | None,
@@ -75,21 +74,25 @@ def evaluate(
 @app.command()
 def report(
     evaluation: Annotated[str, typer.Option(help="URI of the evaluation.")],
-    cohort: Cohort,
-    predictions: Named,
+    predictions: Predictions = None,
     overrides: Overrides = None,
+    cohort: Annotated[str, typer.Option(help="URI of the cohort, if the evaluation had one.")] = "",
+    references: Annotated[
+        str, typer.Option(help="The file with the references, if the evaluation had one.")
+    ] = "",
     checkpoint: Named = None,
     recipe: Recipe = None,
     store: Store = STORE,
 ) -> None:
-    """Evaluation -> one self-contained HTML file."""
+    """Evaluation -> one self-contained HTML file; give it what the evaluation was made of."""
+    from unirg.evaluation.evaluate import opened
     from unirg.evaluation.report.render import ReportConfig, report
 
     settings = config.load(ReportConfig, recipe, overrides or ())
     evaluated = artifact.open_artifact(evaluation, "evaluate")
-    archive = artifact.open_artifact(cohort, "cohort")
-    systems, checkpoints = artifact.open_all(named(predictions)), artifact.open_all(named(checkpoint))
-    made = report(settings, evaluated, archive, systems, checkpoints, store)
+    archive = artifact.open_artifact(cohort, "cohort") if cohort else None
+    systems, checkpoints = opened(named(predictions)), artifact.open_all(named(checkpoint))
+    made = report(settings, evaluated, archive, systems, checkpoints, store, references)
     done(made)
     print(made.path("report.html"))
 

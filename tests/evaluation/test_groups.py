@@ -21,8 +21,9 @@ def test_places_are_each_corpus_and_a_split_as_a_whole_where_it_has_several() ->
         *visits(3, 1, "three", split="zero_shot"),
     ]
     found = {
-        (place["split"], place["corpus"]): np.flatnonzero(rows).tolist()
-        for place, rows in groups.places(scored(studies, {}, []))
+        (place["split"], place["corpus"]): rows.tolist()
+        for place, rows in groups.groups(scored(studies, {}, []))
+        if place["setting"] == "report"
     }
     assert found == {
         **{("test", None): [0, 1, 2, 3, 4, 5], ("test", "one"): [0, 1, 2], ("test", "two"): [3, 4, 5]},
@@ -73,5 +74,5 @@ def test_what_is_not_finite_is_none_and_zero_has_no_sign() -> None:
         0.123457,
     ]
     assert str(groups.number(-1e-9)) == "0.0"
-    empty = groups.mean(bootstrap(np.full((3, 1), np.nan), ["a", "b", "c"], 100, 0), 0)
+    empty = groups.record(bootstrap(np.full((3, 1), np.nan), ["a", "b", "c"], 100, 0), 0)
     assert empty == {"mean": None, "low": None, "high": None, "n": 0, "missing": 3}

@@ -192,6 +192,13 @@ def test_a_system_that_answered_a_few_studies_is_shown_not_ranked_and_alarmed() 
     ]
 
 
+def test_a_system_that_was_not_asked_about_a_split_is_not_ranked_and_not_alarmed() -> None:
+    scores = made(STUDIES, ["bleu2"], {"elsewhere": {"bleu2": np.nan}, "whole": {"bleu2": 0.2}})
+    result = run(scores)
+    assert order(group(result)) == [(1, "whole", []), (None, "elsewhere", [])]
+    assert result["alarms"] == []
+
+
 def test_a_policy_below_a_baseline_is_alarmed_once_a_corpus() -> None:
     scores = made(
         STUDIES,

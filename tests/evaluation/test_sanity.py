@@ -174,6 +174,24 @@ def test_studies_that_only_another_system_reports_on_raise_an_alarm() -> None:
     assert (of(result)["said"], of(result)["missing"]) == (190, 10)
 
 
+def test_a_split_that_a_system_was_not_asked_about_leaves_its_means_even() -> None:
+    studies = [
+        each.model_copy(update={"split": "zero_shot" if n % 2 else "test"}) for n, each in enumerate(STUDIES)
+    ]
+    asked = [each.study_id for each in studies if each.split == "test"]
+    texts = sound()
+    some = {key: texts[key] for key in asked}
+    both = made(studies, {"a": {}, "b": {}}, {"a": some, "b": texts})
+    result = sanity(both, resamples=200)
+    assert ("uneven", "a") not in alarms(result)
+    assert result["uneven"] == {
+        "a": {"lacking": 0, "studies": 100},
+        "b": {"lacking": 0, "studies": 200},
+    }
+    fewer = made(studies, {"a": {}, "b": {}}, {"a": {key: some[key] for key in asked[5:]}, "b": texts})
+    assert sanity(fewer, resamples=200)["uneven"]["a"] == {"lacking": 5, "studies": 100}
+
+
 def test_baselines_repeat_themselves_by_design() -> None:
     texts = {"most-frequent-report": dict.fromkeys(IDS, CONSTANT), "a": sound()}
     assert alarms(run(texts, kinds={"most-frequent-report": "baseline"})) == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.evaluation.worlds import FINDINGS, World
+from tests.evaluation.worlds import FINDINGS, WRONG, World, bare
 from unirg import artifact, cli
 from unirg.artifact import Artifact
 from unirg.config import Config, load
@@ -21,8 +19,6 @@ from unirg.evaluation.conditions import lexicon
 from unirg.evaluation.evaluate import EvaluateConfig, evaluate, opened
 from unirg.evaluation.suites import LEXICON, SUITES
 from unirg.metrics.engine import Engine
-
-WRONG = "Findings: A pacemaker is seen. Impression: Left rib fracture."
 
 
 def config(**fields: Any) -> EvaluateConfig:
@@ -227,23 +223,6 @@ def test_a_policy_that_saw_the_place_is_refused_for_zero_shot_alone(world: World
     alone = run(world, cohort, {"bad": predictions["bad"]}, {"bad": bad}, suites=("zero_shot",))
     assert "zero_shot" not in alone
     assert any(each["why"].startswith("every policy has learned") for each in alone["not_run"])
-
-
-def bare(folder: Path) -> dict[str, str]:
-    """Two prediction files as others bring them: ReXrank's form, and a CSV."""
-    rexrank, rows = {}, [["study_id", "candidate"]]
-    for number in range(30):
-        findings, impression = FINDINGS[list(FINDINGS)[number % 4]]
-        report = f"Findings: {findings} Impression: {impression}"
-        rexrank[f"s{number}"] = {
-            **{"study_id": f"s{number}", "section_findings": findings, "section_impression": impression},
-            "model_prediction": report if number % 3 else WRONG,
-        }
-        rows.append([f"s{number}", report])
-    (folder / "a.json").write_text(json.dumps(rexrank))
-    with (folder / "b.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    return {"a": str(folder / "a.json"), "b": str(folder / "b.csv")}
 
 
 def test_two_bare_prediction_files_run_without_a_cohort_or_weights(

@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unirg.evaluation.candidates import Setting
-from unirg.evaluation.records import (
+from unirg.evaluation.groups import (
     MIN_GROUP,
     MIN_PATIENTS,
     Record,
@@ -154,10 +154,12 @@ def conditions(
                                and, by rule,
                          conditions  name -> `support` (references that state it, of studies that have a
                                      candidate) and `claimed` (candidates that do), with `too_small`, or
-                                     precision, recall, f1 (mean, low, high, n, missing)
-                         averages    "14", "5" -> micro, macro (as is public: a condition that nobody states
-                                     counts 0), macro_supported (over `over` conditions with support):
-                                     precision, recall, f1 each
+                                     `both` (studies where both do) and precision, recall, f1 (mean, low,
+                                     high, n, missing); of the `read` studies the rest are true negatives
+                         averages    "14", "5" -> `counts` (support, claimed, both over its conditions), and
+                                     micro, macro (as is public: a condition that nobody states counts 0),
+                                     macro_supported (over `over` conditions with support): precision,
+                                     recall, f1 each
 
     `n` of a precision counts candidates that state the condition, of a recall references, of an F1 both; of a
     macro average studies. A mean over nothing is None; in a macro average it counts 0.
@@ -228,6 +230,7 @@ def _system(expected: Labels, said: Labels, people: Sequence[str], resamples: in
             "conditions": _conditions(side, single[at * len(_SINGLE) :], own),
             "averages": {
                 name: {
+                    "counts": _counts(_columns(side, [members[number]])[0]),
                     "micro": micro[first + number],
                     "macro": macro[first + number],
                     "macro_supported": macro[len(supported) + first + number]
@@ -264,9 +267,15 @@ def _conditions(side: Pair, numbers: Sequence[Record], people: Sequence[str]) ->
     for column, name in enumerate(CONDITIONS):
         rows = np.flatnonzero(truth[:, column]).tolist()
         enough = len(rows) >= MIN_SUPPORT and len({people[row] for row in rows}) >= MIN_PATIENTS
-        counts = {"support": len(rows), "claimed": int(ours[:, column].sum())}
-        found[name] = counts | (numbers[column] if enough else {"too_small": True})
+        counts = _counts((ours[:, [column]], truth[:, [column]]))
+        both = counts.pop("both")
+        found[name] = counts | (numbers[column] | {"both": both} if enough else {"too_small": True})
     return found
+
+
+def _counts(side: Pair) -> dict[str, int]:
+    ours, truth = side
+    return {"support": int(truth.sum()), "claimed": int(ours.sum()), "both": int((ours & truth).sum())}
 
 
 def _ratios(pairs: Sequence[Pair], people: Sequence[str], resamples: int, seed: int) -> list[Record]:

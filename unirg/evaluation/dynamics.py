@@ -65,7 +65,7 @@ def dynamics(
     *,
     resamples: int = 10_000,
     seed: int = 0,
-    min_group: int = 20,
+    min_group: int = groups.MIN_GROUP,
 ) -> Record:
     """Curves of every run, runs laid over each other, and their ends compared; JSON types only.
 
@@ -221,14 +221,16 @@ def _ends(
     names = [system.name for system in scores.systems]
     pairs = [(whole, name) for name, whole in ablations.items() if whole in names and name in names]
     found: list[Record] = []
-    for place, rows in groups.places(scores) if pairs else ():
-        kept = np.flatnonzero(rows & scores.eligible("report")).tolist()
-        people = groups.patients(scores, kept)
-        if len(kept) < min_group or len(set(people)) < groups.MIN_PATIENTS:
+    for place, rows in groups.groups(scores) if pairs else ():
+        setting = place.pop("setting")
+        if setting != "report":
+            continue
+        people = groups.patients(scores, rows)
+        if groups.too_small(people, min_group):
             found.append(place | {"too_small": True})
             continue
         differences = [
-            paired(values[run, "report", metric], values[ablation, "report", metric])[kept]
+            paired(values[run, setting, metric], values[ablation, setting, metric])[rows]
             for run, ablation in pairs
             for metric in metrics
         ]
@@ -238,7 +240,7 @@ def _ends(
             {"run": run, "ablation": ablation, "metrics": {metric: next(records) for metric in metrics}}
             for run, ablation in pairs
         ]
-        size = {"studies": len(kept), "patients": len(set(people))}
+        size = {"studies": len(rows), "patients": len(set(people))}
         found.append(place | size | {"differences": compared})
     about = groups.about(metrics)
     return found, {name: about[name] for name in metrics}
@@ -250,8 +252,8 @@ def _raised(runs: Mapping[str, Record], limits: Mapping[str, Mapping[str, Any]])
         for raised in run["raised"]:
             known = ALARMS.get(raised["name"], Alarm("", f"raised the alarm {raised['name']}"))
             sentence = f"As it was trained, {name} {known.sentence} (step {raised['step']})."
-            yield _alarm(
-                raised["name"], name, raised["value"], limits.get(name, {}).get(known.limit), sentence
+            yield groups.alarm(
+                SUITE, raised["name"], name, raised["value"], limits.get(name, {}).get(known.limit), sentence
             )
 
 
@@ -268,7 +270,7 @@ def _not_finite(histories: Mapping[str, History]) -> Iterator[Record]:
                 f"The log of {name} has a value that is no number at {len(steps)} steps, the first at step "
                 f"{min(steps)}: its training has broken down there."
             )
-            yield _alarm("not finite", name, float(len(steps)), 0.0, sentence)
+            yield groups.alarm(SUITE, "not finite", name, float(len(steps)), 0.0, sentence)
 
 
 def _past_best(runs: Mapping[str, Record]) -> Iterator[Record]:
@@ -284,13 +286,13 @@ def _past_best(runs: Mapping[str, Record]) -> Iterator[Record]:
                     f"{name} ends with {label} {told['last']:.3f} after {told['best']:.3f} at step "
                     f"{told['best_step']} (lower is better): take the earlier checkpoint."
                 )
-                yield _alarm("past its best", name, behind, margin, sentence)
+                yield groups.alarm(SUITE, "past its best", name, behind, margin, sentence)
             elif not run["of"] and told["last"] >= told["first"]:
                 sentence = (
                     f"Training {name} brought no better {label}: {told['first']:.3f} at the first "
                     f"validation, {told['last']:.3f} at the last (lower is better)."
                 )
-                yield _alarm("no progress", name, told["last"] - told["first"], 0.0, sentence)
+                yield groups.alarm(SUITE, "no progress", name, told["last"] - told["first"], 0.0, sentence)
 
 
 def _incomplete(histories: Mapping[str, History]) -> Iterator[Record]:
@@ -306,7 +308,7 @@ def _incomplete(histories: Mapping[str, History]) -> Iterator[Record]:
                 f"In the validations of {name} {counts['missing']} of {asked} scores are missing: their "
                 "means are over the other studies."
             )
-            yield _alarm("missing scores", name, share, COMPLETE, sentence)
+            yield groups.alarm(SUITE, "missing scores", name, share, COMPLETE, sentence)
 
 
 def _uneven(runs: Mapping[str, Record]) -> Iterator[Record]:
@@ -320,7 +322,9 @@ def _uneven(runs: Mapping[str, Record]) -> Iterator[Record]:
                 f"{name} was validated on {ours['studies']} studies and {run['of']} on {theirs['studies']}: "
                 "their curves cannot be compared."
             )
-            yield _alarm("not comparable", name, float(ours["studies"]), float(theirs["studies"]), sentence)
+            yield groups.alarm(
+                SUITE, "not comparable", name, float(ours["studies"]), float(theirs["studies"]), sentence
+            )
 
 
 def _ahead(ends: Sequence[Record], metrics: Mapping[str, Any]) -> Iterator[Record]:
@@ -328,18 +332,10 @@ def _ahead(ends: Sequence[Record], metrics: Mapping[str, Any]) -> Iterator[Recor
     for group in (group for group in ends if group["corpus"] and "too_small" not in group):
         for compared in group["differences"]:
             for metric in (name for name in FIGURES if name in compared["metrics"]):
-                record = compared["metrics"][metric]
-                if groups.better(record, metrics[metric]["higher_is_better"]) is False:
+                found = compared["metrics"][metric]
+                if groups.better(found, metrics[metric]["higher_is_better"]) is False:
                     sentence = (
                         f"{compared['ablation']} is better than {compared['run']}, of which it leaves out a "
-                        f"part, in {metrics[metric]['label']} ({group['corpus']}, {group['split']})."
+                        f"part, in {metrics[metric]['label']} ({groups.where(group)})."
                     )
-                    yield _alarm("ablation ahead", compared["run"], record["mean"], 0.0, sentence)
-
-
-def _alarm(name: str, run: str, value: float | None, limit: float | None, sentence: str) -> Record:
-    value = None if value is None else groups.number(value)
-    return {
-        **{"suite": SUITE, "alarm": name, "system": run, "value": value, "limit": limit},
-        "sentence": sentence,
-    }
+                    yield groups.alarm(SUITE, "ablation ahead", compared["run"], found["mean"], 0.0, sentence)

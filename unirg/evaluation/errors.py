@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from unirg.evaluation.candidates import Setting
-from unirg.evaluation.records import (
+from unirg.evaluation.groups import (
     MIN_GROUP,
     Record,
     Rows,

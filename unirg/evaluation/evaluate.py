@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -35,7 +35,7 @@ from unirg.metrics.judge_settings import JudgeSettings
 from unirg.metrics.temporal import Labeller
 from unirg.study import Study
 
-VERSION = 3
+VERSION = 4
 STAGE = "evaluate"
 SCORES = "scores.parquet"
 FORMS = (".csv", ".jsonl", ".json")
@@ -144,17 +144,10 @@ def evaluate(
     judge = config.judge()
     measured = scoring.metrics(config.scores, config.composite)
     board = leaderboard.read(config.board) if config.board else []
-    inputs: dict[str, Artifact | str] = {"cohort": cohort} if cohort else {}
-    inputs |= {f"predictions:{name}": _identity(found) for name, found in predictions.items()}
-    # Of a checkpoint the log and the lineage count; `report` knows these inputs by their names.
-    inputs["metrics"] = catalog.digest(
-        [
-            catalog.version(measured.keys() - {"composite"}),
-            {name: made.manifest.action_key for name, made in sorted(checkpoints.items())},
-            storage.sha256(repr(board).encode()),
-            storage.sha256(storage.read_bytes(references)) if references else "",
-        ]
-    )
+    inputs = sources(cohort, predictions, checkpoints, references)
+    inputs["metrics"] = catalog.version(measured.keys() - {"composite"})
+    if board:
+        inputs["board"] = storage.sha256(repr(board).encode())
     if judge:
         inputs["judge"] = catalog.digest([judge.identity, Labeller.beside(judge).identity])
     if weights:
@@ -170,7 +163,7 @@ def evaluate(
                     "(`unirg weights make` prints one)"
                 )
             archive = Cohort.open(cohort) if cohort else None
-            studies, systems, notes = _systems(order, archive, predictions, references)
+            studies, systems, notes = compared(order, archive, predictions, references)
             engine = Engine(
                 [name for name, m in measured.items() if name != "composite" and (judge or not m.judged)],
                 weights=weights.uri if weights else "",
@@ -184,10 +177,10 @@ def evaluate(
             data |= {"judge": config.judge_model, "composite": config.composite, "notes": notes}
             data |= {"scorers": _scorers(weights), "identity": dict(engine.identity)}
             data |= {"resamples": config.resamples, "seed": config.seed}
-            sources = suites.Sources(
+            beside = suites.Sources(
                 engine, draft.scratch, predictions, checkpoints, archive, weights, judge, board
             )
-            all_of_them = suites.run(scores, sources, _options(config))
+            all_of_them = suites.run(scores, beside, _options(config))
             for name, content in ((aggregates.FILE, data), (suites.FILE, all_of_them)):
                 text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
                 (draft.out / name).write_text(text)
@@ -223,20 +216,44 @@ def _check_sources(cohort: Artifact | None, predictions: Predictions, references
         )
 
 
-def _identity(predictions: Artifact | str) -> Artifact | str:
-    """A prediction file counts by its content."""
-    if isinstance(predictions, Artifact):
-        return predictions
+def sources(
+    cohort: Artifact | None,
+    predictions: Predictions,
+    checkpoints: Mapping[str, Artifact],
+    references: str = "",
+) -> dict[str, Artifact | str]:
+    """What an evaluation compares, as inputs of its manifest: a file counts by its content.
+
+    A checkpoint counts by its action key: the suites read its log and its lineage, which are no part of its
+    digest. So it leads nobody to the artifact; the predictions do, which name their model.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    found: dict[str, Artifact | str] = {"cohort": cohort} if cohort else {}
+    found |= {
+        f"predictions:{name}": made if isinstance(made, Artifact) else _content(made)
+        for name, made in predictions.items()
+    }
+    found |= {f"checkpoint:{name}": made.manifest.action_key for name, made in checkpoints.items()}
+    return found | ({"references": _content(references)} if references else {})
+
+
+def _content(uri: str) -> str:
     try:
-        return storage.sha256(storage.read_bytes(predictions))
+        return storage.sha256(storage.read_bytes(uri))
     except FileNotFoundError:
-        raise UserError(f"no file at {predictions}: correct the path") from None
+        raise UserError(f"no file at {uri}: correct the path") from None
 
 
-def _systems(
-    order: list[str], cohort: Cohort | None, predictions: Predictions, references: str
+def compared(
+    order: Sequence[str], cohort: Cohort | None, predictions: Predictions, references: str
 ) -> tuple[list[Study], list[System], list[str]]:
-    """The studies, the systems as they are shown, and what a reader must know of both."""
+    """The studies, the systems as they are shown, and what a reader must know of both.
+
+    Args:
+        order: names of the predictions; without a cohort the first of their references counts.
+    """
     uris = {name: found for name in order if isinstance(found := predictions[name], str)}
     if cohort is None:
         alone = files.alone(uris, references)

@@ -1,12 +1,13 @@
-"""What suites share: the groups of studies that they report on, and one mean as a record."""
+"""What suites share: the groups of studies that they report on, numbers as JSON types, alarms."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unirg.evaluation.candidates import SETTINGS, Setting
 from unirg.evaluation.leaderboard import INVERSE
@@ -14,31 +15,62 @@ from unirg.evaluation.scores import ERRORS, Metric, Scores
 from unirg.evaluation.statistics import Array, Intervals, excludes_zero
 from unirg.metrics.catalog import CATALOG
 from unirg.metrics.radcliq import board_value, radcliq_v1
+from unirg.study import Study
+
+MIN_GROUP = 20
+"""Studies that a group needs to be shown as numbers."""
+MIN_PATIENTS = 10
+"""Patients that it needs: of fewer one could be recognised, and the bootstrap has too little to draw from."""
+ALPHA = 0.05
+"""Adjusted p-value below which a difference is told."""
+RADCLIQ = "radcliq_v1"
 
 Record = dict[str, Any]
-RADCLIQ = "radcliq_v1"
-MIN_PATIENTS = 10
-"""A group of fewer patients has no numbers: the bootstrap has too little to draw from."""
+Rows = NDArray[np.intp]
+"""Indices of studies."""
 
 
-def places(scores: Scores) -> Iterator[tuple[Record, np.ndarray]]:
-    """Each split as a whole (corpus None) where it has several corpora, then each of its corpora."""
+def groups(scores: Scores) -> Iterator[tuple[Record, Rows]]:
+    """Split x corpus x setting: the rows of the studies with a reference in that setting.
+
+    Each split as a whole comes first where it has several corpora (corpus None), then each of its corpora.
+    """
     split, corpus = (
         np.array([str(getattr(study, name)) for study in scores.studies], dtype=np.str_)
         for name in ("split", "corpus")
     )
     for name in np.unique(split).tolist():
-        inside = split == name
-        corpora = np.unique(corpus[inside]).tolist()
-        if len(corpora) > 1:
-            yield {"split": name, "corpus": None}, inside
-        for each in corpora:
-            yield {"split": name, "corpus": each}, inside & (corpus == each)
+        corpora = np.unique(corpus[split == name]).tolist()
+        for each in [None, *corpora] if len(corpora) > 1 else corpora:
+            inside = (split == name) & ((corpus == each) if each else True)
+            for setting in SETTINGS:
+                place = {"split": name, "corpus": each, "setting": setting}
+                yield place, np.flatnonzero(inside & scores.eligible(setting))
 
 
-def patients(scores: Scores, rows: list[int]) -> list[str]:
-    """Whose study each row is; patients of two corpora are two, even where their ids are the same."""
-    return [f"{scores.studies[row].corpus}/{scores.studies[row].patient_id}" for row in rows]
+def warns(place: Record) -> bool:
+    """Whether alarms are raised for this group: once a split and corpus, over whole reports."""
+    return place["corpus"] is not None and place["setting"] == "report"
+
+
+def where(place: Record) -> str:
+    """The group in words, for a sentence."""
+    return f"{place['corpus'] or 'all corpora'}, {place['split']}"
+
+
+def patient(study: Study) -> str:
+    """Whose study it is; two corpora may give the same id to two patients."""
+    return f"{study.corpus}/{study.patient_id}"
+
+
+def patients(scores: Scores, rows: Rows | Sequence[int]) -> list[str]:
+    """Whose study each row is."""
+    return [patient(scores.studies[row]) for row in rows]
+
+
+def too_small(people: Sequence[str], min_group: int = MIN_GROUP) -> bool:
+    """Whether studies, each given by its patient, are too few to be shown as numbers."""
+    return len(people) < min_group or len(set(people)) < MIN_PATIENTS
 
 
 def with_radcliq(scores: Scores) -> tuple[dict[tuple[str, Setting, str], Array], dict[str, Metric]]:
@@ -70,22 +102,23 @@ def about(metrics: Mapping[str, Metric]) -> Record:
 
 
 def number(value: float) -> float | None:
-    """None where it is not finite; six decimals, as the last bits of a sum depend on the processor."""
-    return round(value, 6) + 0.0 if math.isfinite(value) else None
+    """A number as JSON has it: None for NaN and the infinite."""
+    # Six decimals: the last bits of a sum depend on the processor, and these bytes are digested.
+    return round(float(value), 6) + 0.0 if math.isfinite(value) else None
 
 
-def mean(found: Intervals, column: int) -> Record:
-    """One column as mean, low, high, n, missing."""
+def record(found: Intervals, column: int) -> Record:
+    """mean, low, high, n, missing of one column."""
     return {
-        **{name: number(float(getattr(found, name)[column])) for name in ("mean", "low", "high")},
+        **{name: number(getattr(found, name)[column]) for name in ("mean", "low", "high")},
         **{"n": int(found.n[column]), "missing": int(found.missing[column])},
     }
 
 
 def difference(found: Intervals, column: int) -> Record:
-    """One column of paired differences: `mean`, and whether its interval excludes zero."""
+    """One column of paired differences: its record, and whether the interval excludes zero."""
     low, high = float(found.low[column]), float(found.high[column])
-    return mean(found, column) | {"excludes_zero": excludes_zero(low, high)}
+    return record(found, column) | {"excludes_zero": excludes_zero(low, high)}
 
 
 def inverse(found: Intervals, column: int) -> Record:
@@ -93,15 +126,26 @@ def inverse(found: Intervals, column: int) -> Record:
     middle, low, high = (float(each[column]) for each in (found.mean, found.low, found.high))
     ends = (1 / high, 1 / low) if low * high > 0 else (math.nan, math.nan)
     shown = board_value(middle)
-    return mean(found, column) | {
+    return record(found, column) | {
         "mean": None if shown is None else number(shown),
         "low": number(ends[0]),
         "high": number(ends[1]),
     }
 
 
-def better(record: Record, higher_is_better: bool) -> bool | None:
+def better(found: Record, higher_is_better: bool) -> bool | None:
     """Whether a difference's whole interval lies on the better side, True, or the worse one, False."""
-    if not record["excludes_zero"]:
+    if not found["excludes_zero"]:
         return None
-    return bool((record["mean"] > 0) == higher_is_better)
+    return bool((found["mean"] > 0) == higher_is_better)
+
+
+def alarm(
+    suite: str, name: str, system: str | None, value: float | None, limit: float | None, sentence: str
+) -> Record:
+    """What a reader must see first, of one system or, None, of all. The sentence holds no text and no id."""
+    value, limit = (None if each is None else number(each) for each in (value, limit))
+    return {
+        **{"suite": suite, "alarm": name, "system": system},
+        **{"value": value, "limit": limit, "sentence": sentence},
+    }

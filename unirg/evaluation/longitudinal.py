@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from unirg.errors import UserError
 from unirg.evaluation import groups
-from unirg.evaluation.candidates import COPY_PRIOR, SETTINGS, Setting
+from unirg.evaluation.candidates import COPY_PRIOR, Setting
 from unirg.evaluation.groups import RADCLIQ, Record
 from unirg.evaluation.leaderboard import INVERSE
 from unirg.evaluation.scores import Metric, Scores
@@ -66,7 +65,7 @@ def longitudinal(
     *,
     resamples: int = 10_000,
     seed: int = 0,
-    min_group: int = 20,
+    min_group: int = groups.MIN_GROUP,
 ) -> Record:
     """Means with intervals by encounter and category, against copy-prior and without priors; JSON types only.
 
@@ -100,19 +99,18 @@ def longitudinal(
     lead = next((name for name in LEADS if name in metrics and _has(asked, name)), None)
     found: list[Record] = []
     alarms: list[Record] = []
-    for place, rows in groups.places(scores):
-        for setting in SETTINGS:
-            kept = np.flatnonzero(rows & scores.eligible(setting)).tolist()
-            known: dict[tuple[int, ...], Record] = {}  # encounter 1 and first studies are the same studies
-            cells = [
-                {"by": by, "cell": name} | _cell(asked, setting, chosen, known)
-                for by, name, chosen in _cells(scores.studies, temporal, kept)
-            ]
-            unordered = sum(scores.studies[row].encounter is None for row in kept)
-            found.append(place | {"setting": setting, "unordered": unordered, "cells": cells})
-            if place["corpus"] and setting == "report":  # once a system and corpus
-                alarms += _alarms(asked, place, cells, [m for m in (lead, "errors") if m in metrics])
-                alarms += _copied(asked, place, kept)
+    for place, rows in groups.groups(scores):
+        kept = rows.tolist()
+        known: dict[tuple[int, ...], Record] = {}  # encounter 1 and first studies are the same studies
+        cells = [
+            {"by": by, "cell": name} | _cell(asked, place["setting"], chosen, known)
+            for by, name, chosen in _cells(scores.studies, temporal, kept)
+        ]
+        unordered = sum(scores.studies[row].encounter is None for row in kept)
+        found.append(place | {"unordered": unordered, "cells": cells})
+        if groups.warns(place):
+            alarms += _alarms(asked, place, cells, [m for m in (lead, "errors") if m in metrics])
+            alarms += _copied(asked, place, kept)
     seen = {name: _seen(scores, name, shown or {}) for pair in pairs for name in pair}
     priors = sum(study.prior_study_id is not None for study in scores.studies)
     return {
@@ -173,7 +171,7 @@ def _cell(asked: _Asked, setting: Setting, rows: list[int], known: dict[tuple[in
             "patients": len(set(people)),
             "priors": sum(asked.scores.studies[row].prior_study_id is not None for row in rows),
         }
-        small = len(rows) < asked.min_group or len(set(people)) < groups.MIN_PATIENTS
+        small = groups.too_small(people, asked.min_group)
         known[tuple(rows)] = size | ({"too_small": True} if small else _measure(asked, setting, rows, people))
     return known[tuple(rows)]
 
@@ -195,7 +193,7 @@ def _measure(asked: _Asked, setting: Setting, rows: list[int], people: list[str]
     found = bootstrap(stacked, people, asked.resamples, asked.seed)
     values: dict[str, Record] = {name: {} for name in names}
     for at, (name, metric) in enumerate(columns):
-        values[name][metric] = groups.mean(found, at)
+        values[name][metric] = groups.record(found, at)
         if metric == RADCLIQ:
             values[name][INVERSE] = groups.inverse(found, at)
     against: dict[Pair, Record] = {pair: {} for pair in compared}
@@ -210,7 +208,7 @@ def _measure(asked: _Asked, setting: Setting, rows: list[int], people: list[str]
 
 def _alarms(asked: _Asked, place: Record, cells: Sequence[Record], told: Sequence[str]) -> Iterator[Record]:
     """Policies below copy-prior, and priors that do harm, where a prior is: once a metric, its worst cell."""
-    where = f"{place['corpus']}, {place['split']}"
+    where = groups.where(place)
     large = [cell for cell in cells if _has_prior(cell) and "too_small" not in cell]
     for metric in told:
         higher, label = asked.metrics[metric].higher_is_better, asked.metrics[metric].label
@@ -220,7 +218,8 @@ def _alarms(asked: _Asked, place: Record, cells: Sequence[Record], told: Sequenc
             found = [(cell, cell["against_copy_prior"].get(system.name, {}).get(metric)) for cell in large]
             worse = _worse(found, higher)
             if worse:
-                yield _alarm(
+                yield groups.alarm(
+                    SUITE,
                     "below copy-prior",
                     system.name,
                     worse[0],
@@ -232,7 +231,8 @@ def _alarms(asked: _Asked, place: Record, cells: Sequence[Record], told: Sequenc
             found = [(cell, cell["priors_bring"][index]["metrics"][metric]) for cell in large]
             worse = _worse(found, higher)
             if worse:
-                yield _alarm(
+                yield groups.alarm(
+                    SUITE,
                     "priors hurt",
                     shown,
                     worse[0],
@@ -271,13 +271,14 @@ def _copied(asked: _Asked, place: Record, kept: Sequence[int]) -> Iterator[Recor
         ]
         same = sum(both) / len(both) if both else 0.0
         if len(both) >= asked.min_group and same > SAME:
-            yield _alarm(
+            yield groups.alarm(
+                SUITE,
                 "priors ignored",
                 shown,
                 same,
                 SAME,
                 f"{shown} writes the same as {hidden}, which is shown no prior, for {same:.1%} of the "
-                f"studies with a prior ({place['corpus']}, {place['split']}): it ignores priors, or both "
+                f"studies with a prior ({groups.where(place)}): it ignores priors, or both "
                 "are the same predictions.",
             )
 
@@ -298,10 +299,10 @@ def _of_pairs(pairs: Sequence[Pair], seen: Mapping[str, int | None], priors: int
     for shown, hidden in pairs:
         if seen[shown] == 0 and priors:
             sentence = f"{shown} was shown no prior at all, though it stands for the system with priors."
-            yield _alarm("mixed up", shown, 0.0, float(priors), sentence)
+            yield groups.alarm(SUITE, "mixed up", shown, 0.0, float(priors), sentence)
         if count := seen[hidden]:
             sentence = f"{hidden} was shown {count} priors, though it stands for the system without priors."
-            yield _alarm("mixed up", hidden, float(count), 0.0, sentence)
+            yield groups.alarm(SUITE, "mixed up", hidden, float(count), 0.0, sentence)
 
 
 def _of_labels(temporal: Temporal) -> Iterator[Record]:
@@ -310,7 +311,8 @@ def _of_labels(temporal: Temporal) -> Iterator[Record]:
     if agreement and agreement["studies"]:
         share = agreement["agree"] / agreement["studies"]
         if share < AGREEMENT:
-            yield _alarm(
+            yield groups.alarm(
+                SUITE,
                 "labeller",
                 temporal.labeller,
                 share,
@@ -323,7 +325,8 @@ def _of_labels(temporal: Temporal) -> Iterator[Record]:
     later = sum(temporal.sources.get(source, 0) for source in ("truth", "labeller"))
     share = later / (later + failed) if failed else 1.0
     if share < LABELLED:
-        yield _alarm(
+        yield groups.alarm(
+            SUITE,
             "unlabelled",
             None,
             share,
@@ -331,10 +334,3 @@ def _of_labels(temporal: Temporal) -> Iterator[Record]:
             f"{share:.1%} of the later studies have a temporal category: of the others the labeller gave no "
             "answer, and they are in no cell of that figure.",
         )
-
-
-def _alarm(name: str, system: Any, value: float, limit: float, sentence: str) -> Record:
-    return {
-        **{"suite": SUITE, "alarm": name, "system": system, "value": round(value, 6), "limit": limit},
-        "sentence": sentence,
-    }

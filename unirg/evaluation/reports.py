@@ -13,30 +13,40 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from unirg.evaluation import leaderboard, ranks
 from unirg.evaluation.absent import absent
-from unirg.evaluation.candidates import SETTINGS, Setting
+from unirg.evaluation.candidates import Setting
+from unirg.evaluation.groups import (
+    MIN_GROUP,
+    RADCLIQ,
+    Record,
+    Rows,
+    alarm,
+    difference,
+    groups,
+    inverse,
+    patients,
+    record,
+    too_small,
+    warns,
+    where,
+    with_radcliq,
+)
 from unirg.evaluation.leaderboard import INVERSE, Row
-from unirg.evaluation.scores import Scores
-from unirg.evaluation.statistics import Array, Intervals, bootstrap, excludes_zero, paired
+from unirg.evaluation.scores import Metric, Scores
+from unirg.evaluation.statistics import Array, bootstrap, paired
 from unirg.metrics.catalog import CATALOG
 from unirg.metrics.pairs import FORMS
-from unirg.metrics.radcliq import board_value, radcliq_v1
 
 SUITE = "reports"
-MIN_PATIENTS = 10
 COVERAGE = 0.95
 """Share of a group's studies that a system needs a score for to be ranked in a metric."""
-RADCLIQ = "radcliq_v1"
 FALLBACK = ("bertscore", "sembscore", "radgraph", "ratescore", "bleu2", "rouge_l")
 """Metrics whose mean rank gives the overall order where RadCliQ-v1 was not measured."""
-
-Record = dict[str, Any]
 
 
 def reports(
@@ -45,7 +55,7 @@ def reports(
     *,
     resamples: int = 10_000,
     seed: int = 0,
-    min_group: int = 20,
+    min_group: int = MIN_GROUP,
 ) -> Record:
     """Means with intervals, ranks and an order for each split, corpus and setting; JSON types only.
 
@@ -66,31 +76,28 @@ def reports(
         board: public rows, `leaderboard.read`.
         min_group: a group with fewer studies, or fewer than `MIN_PATIENTS` patients, has no numbers.
     """
-    values, measured = _with_radcliq(scores)
-    groups: list[Record] = []
+    values, metrics = with_radcliq(scores)
+    about = _about(metrics)
+    found: list[Record] = []
     alarms: list[Record] = []
-    for place, rows in _groups(scores):
-        for setting in SETTINGS:
-            kept = np.flatnonzero(rows & scores.eligible(setting)).tolist()
-            group = place | {"setting": setting}
-            patients = [f"{scores.studies[i].corpus}/{scores.studies[i].patient_id}" for i in kept]
-            if len(kept) < min_group or len(set(patients)) < MIN_PATIENTS:
-                group |= {"too_small": True}
-            else:
-                columns = {key: column[kept] for key, column in values.items() if key[1] == setting}
-                group |= _measure(scores, setting, measured, columns, patients, resamples, seed)
-                if place["corpus"] and setting == "report":  # once a system and corpus
-                    alarms += _alarms(scores, group, kept)
-            beside = leaderboard.of_corpus(board, place["corpus"], setting)
-            groups.append(group | {"board": _key(beside[0]) if beside else None})
+    for place, rows in groups(scores):
+        people = patients(scores, rows)
+        group = place | {"too_small": True}
+        if not too_small(people, min_group):
+            columns = {key: column[rows] for key, column in values.items() if key[1] == place["setting"]}
+            group = place | _measure(scores, place["setting"], about, columns, people, resamples, seed)
+            if warns(place):
+                alarms += _alarms(scores, group, rows)
+        beside = leaderboard.of_corpus(board, place["corpus"], place["setting"])
+        found.append(group | {"board": _key(beside[0]) if beside else None})
     return {
         "suite": SUITE,
-        "metrics": {name: _about(scores, name) for name in measured},
+        "metrics": about,
         "references": {"report": FORMS["report"], "findings": FORMS["findings"]},
-        "order": f"by {_order_by(measured)[1]}",
-        "groups": groups,
+        "order": f"by {_order_by(about)[1]}",
+        "groups": found,
         "public": public(board),
-        "absent": absent(scores, [name for name in measured if name not in scores.metrics]),
+        "absent": absent(scores, [name for name in about if name not in scores.metrics]),
         "alarms": alarms,
     }
 
@@ -122,114 +129,64 @@ def public(rows: Sequence[Row]) -> Record:
     }
 
 
-def _about(scores: Scores, name: str) -> Record:
-    if name == INVERSE:
-        return {"label": "1/RadCliQ-v1", "higher_is_better": True, "rexrank": CATALOG[RADCLIQ].rexrank}
-    if name in scores.metrics:
-        label, higher = scores.metrics[name].label, scores.metrics[name].higher_is_better
-    else:
-        label, higher = CATALOG[name].label, CATALOG[name].higher_is_better
-    # The catalog says at radcliq_v1 how ReXrank shows it, which is the reciprocal.
-    rexrank = CATALOG[name].rexrank if name in CATALOG and name != RADCLIQ else ""
-    return {"label": label, "higher_is_better": higher, "rexrank": rexrank}
-
-
-def _with_radcliq(scores: Scores) -> tuple[dict[tuple[str, Setting, str], Array], list[str]]:
-    """The scores, and RadCliQ-v1 from its parts where they are there and it is not; the metrics' names."""
-    values, measured = dict(scores.values), list(scores.metrics)
-    parts = CATALOG[RADCLIQ].parts
-    if RADCLIQ not in measured and all(part in measured for part in parts):
-        measured.append(RADCLIQ)
-        for system in scores.systems:
-            for setting in SETTINGS:
-                columns = [scores.values[system.name, setting, part] for part in parts]
-                values[system.name, setting, RADCLIQ] = radcliq_v1(*columns)
-    if RADCLIQ in measured:
-        measured.insert(measured.index(RADCLIQ), INVERSE)
-    return values, measured
-
-
-def _groups(scores: Scores) -> Iterator[tuple[Record, np.ndarray]]:
-    """Each split as a whole where it has several corpora, then each of its corpora."""
-    split, corpus = (
-        np.array([str(getattr(study, name)) for study in scores.studies], dtype=np.str_)
-        for name in ("split", "corpus")
-    )
-    for name in np.unique(split).tolist():
-        inside = split == name
-        corpora = np.unique(corpus[inside]).tolist()
-        if len(corpora) > 1:
-            yield {"split": name, "corpus": None}, inside
-        for each in corpora:
-            yield {"split": name, "corpus": each}, inside & (corpus == each)
+def _about(metrics: Mapping[str, Metric]) -> dict[str, Record]:
+    """Label, direction and ReXrank's setting of each metric; 1/RadCliQ-v1 stands before RadCliQ-v1."""
+    found: dict[str, Record] = {}
+    for name, metric in metrics.items():
+        rexrank = CATALOG[name].rexrank if name in CATALOG else ""
+        if name == RADCLIQ:  # the catalog says there how ReXrank shows it, which is the reciprocal
+            found[INVERSE] = {"label": "1/RadCliQ-v1", "higher_is_better": True, "rexrank": rexrank}
+            rexrank = ""
+        about = {"label": metric.label, "higher_is_better": metric.higher_is_better}
+        found[name] = {**about, "rexrank": rexrank}
+    return found
 
 
 def _measure(
     scores: Scores,
     setting: Setting,
-    measured: Sequence[str],
+    about: Mapping[str, Record],
     columns: Mapping[tuple[str, Setting, str], Array],
-    patients: Sequence[str],
+    people: Sequence[str],
     resamples: int,
     seed: int,
 ) -> Record:
     """The numbers of one group; `columns` hold its studies only."""
     names = [system.name for system in scores.systems]
-    keys = [(name, setting, metric) for name in names for metric in measured if metric != INVERSE]
-    found = bootstrap(np.column_stack([columns[key] for key in keys]), patients, resamples, seed)
+    keys = [(name, setting, metric) for name in names for metric in about if metric != INVERSE]
+    found = bootstrap(np.column_stack([columns[key] for key in keys]), people, resamples, seed)
     values: dict[str, dict[str, Record]] = {name: {} for name in names}
     means: dict[tuple[str, str], float] = {}
     for column, (name, _, metric) in enumerate(keys):
-        values[name][metric] = _record(found, column)
+        values[name][metric] = record(found, column)
         means[name, metric] = float(found.mean[column])
         if metric == RADCLIQ:
-            values[name][INVERSE] = _inverse(found, column)
+            values[name][INVERSE] = inverse(found, column)
             means[name, INVERSE] = means[name, metric]  # the order follows the mean, through the pole too
-    places = {metric: _ranks(scores, metric, means, values) for metric in measured}
-    by = _order_by(measured)[0]
+    places = {
+        metric: _ranks(scores, metric, each["higher_is_better"], means, values)
+        for metric, each in about.items()
+    }
+    by = _order_by(about)[0]
     order = ranks.order([places[metric] for metric in ([by] if by else FALLBACK) if metric in places], names)
     if by == INVERSE:
-        _separate(order, setting, columns, patients, resamples, seed)
+        _separate(order, setting, columns, people, resamples, seed)
     return {
-        "studies": len(patients),
-        "patients": len(set(patients)),
+        "studies": len(people),
+        "patients": len(set(people)),
         "values": values,
         "ranks": places,
         "order": order,
     }
 
 
-def _record(found: Intervals, column: int) -> Record:
-    return {
-        **{name: _json(float(getattr(found, name)[column])) for name in ("mean", "low", "high")},
-        **{"n": int(found.n[column]), "missing": int(found.missing[column])},
-    }
-
-
-def _inverse(found: Intervals, column: int) -> Record:
-    """1/RadCliQ-v1. Of an interval that holds 0 the reciprocals are no interval."""
-    mean, low, high = (float(each[column]) for each in (found.mean, found.low, found.high))
-    ends = (1 / high, 1 / low) if low * high > 0 else (math.nan, math.nan)
-    shown = board_value(mean)
-    return _record(found, column) | {
-        "mean": _json(math.nan if shown is None else shown),
-        "low": _json(ends[0]),
-        "high": _json(ends[1]),
-    }
-
-
-def _json(value: float) -> float | None:
-    # Six decimals: the last bits of a sum depend on the processor, and these bytes are digested.
-    return round(value, 6) + 0.0 if math.isfinite(value) else None
-
-
 def _ranks(
     scores: Scores,
     metric: str,
+    higher: bool,
     means: Mapping[tuple[str, str], float],
     values: Mapping[str, Mapping[str, Record]],
 ) -> dict[str, Record | None]:
-    higher = _about(scores, metric)["higher_is_better"]
     keys = {}
     for system in scores.systems:
         mean, seen = means[system.name, metric], values[system.name][metric]
@@ -238,7 +195,7 @@ def _ranks(
     return ranks.ranks(keys, [system.name for system in scores.systems])
 
 
-def _order_by(measured: Sequence[str]) -> tuple[str | None, str]:
+def _order_by(measured: Collection[str]) -> tuple[str | None, str]:
     """What the overall order follows: a metric, or None for the mean rank; and in words."""
     if INVERSE in measured:
         return INVERSE, "1/RadCliQ-v1, as on ReXrank's site"
@@ -250,7 +207,7 @@ def _separate(
     order: Sequence[Record],
     setting: Setting,
     columns: Mapping[tuple[str, Setting, str], Array],
-    patients: Sequence[str],
+    people: Sequence[str],
     resamples: int,
     seed: int,
 ) -> None:
@@ -262,28 +219,25 @@ def _separate(
         paired(columns[below["system"], setting, RADCLIQ], columns[above["system"], setting, RADCLIQ])
         for above, below in itertools.pairwise(placed)
     ]
-    found = bootstrap(np.column_stack(differences), patients, resamples, seed)
+    found = bootstrap(np.column_stack(differences), people, resamples, seed)
     for column, (above, below) in enumerate(itertools.pairwise(placed)):
-        record = _record(found, column)
-        apart = excludes_zero(float(found.low[column]), float(found.high[column]))
-        below["behind"] = {"system": above["system"], "metric": RADCLIQ, **record, "excludes_zero": apart}
+        below["behind"] = {"system": above["system"], "metric": RADCLIQ, **difference(found, column)}
 
 
-def _alarms(scores: Scores, group: Record, kept: Sequence[int]) -> Iterator[Record]:
+def _alarms(scores: Scores, group: Record, rows: Rows) -> Iterator[Record]:
     """What a reader must see first."""
-    where = f"{group['corpus']}, {group['split']}"
     for system in scores.systems:
-        said = sum(scores.studies[i].study_id in system.texts["report"] for i in kept) / len(kept)
-        if said < COVERAGE:
-            yield {
-                "suite": SUITE,
-                "alarm": "coverage",
-                "system": system.name,
-                "value": round(said, 6),
-                "limit": COVERAGE,
-                "sentence": f"{system.name} has a report for {said:.1%} of the studies ({where}): its means "
-                "are over those alone, and it is not ranked.",
-            }
+        said = sum(scores.studies[i].study_id in system.texts["report"] for i in rows) / len(rows)
+        if 0 < said < COVERAGE:  # none at all: it was not asked about this split, and has no mean
+            yield alarm(
+                SUITE,
+                "coverage",
+                system.name,
+                said,
+                COVERAGE,
+                f"{system.name} has a report for {said:.1%} of the studies ({where(group)}): its means are "
+                "over those alone, and it is not ranked.",
+            )
     places = {place["system"]: place["rank"] for place in group["order"] if place["rank"] is not None}
     baselines = [
         system.name for system in scores.systems if system.kind == "baseline" and system.name in places
@@ -291,14 +245,14 @@ def _alarms(scores: Scores, group: Record, kept: Sequence[int]) -> Iterator[Reco
     best = min(baselines, key=lambda name: places[name], default=None)
     for system in scores.systems:
         if best and system.kind == "policy" and places.get(system.name, 0) > places[best]:
-            yield {
-                "suite": SUITE,
-                "alarm": "baseline",
-                "system": system.name,
-                "value": float(places[system.name]),
-                "limit": float(places[best]),
-                "sentence": f"{system.name} ranks below {best}, which looks at no image ({where}).",
-            }
+            yield alarm(
+                SUITE,
+                "baseline",
+                system.name,
+                places[system.name],
+                places[best],
+                f"{system.name} ranks below {best}, which looks at no image ({where(group)}).",
+            )
 
 
 def _key(row: Row) -> str:

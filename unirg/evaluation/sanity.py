@@ -16,7 +16,7 @@ import numpy as np
 
 from unirg.artifact import Artifact
 from unirg.evaluation.candidates import SETTINGS, Setting, System, reference
-from unirg.evaluation.records import (
+from unirg.evaluation.groups import (
     MIN_GROUP,
     Record,
     Rows,
@@ -109,7 +109,7 @@ def sanity(
         limits   name of an alarm -> its limit
         files    system -> doubled, differing: studies with more than one row, of those with different texts
         uneven   system -> `lacking` (studies that another system has a candidate for and this one not) of
-                 `studies` (that any has one for)
+                 `studies` (that any has one for), in those splits and corpora where it has any
         groups   one record a (split, corpus, setting): `too_small`, or `studies`, `patients` and
                  references   shares repeated, top, near, empty, unfinished, findings, impression, and
                               length (q1, median, q3, longest, in words): `texts.statistics`
@@ -167,15 +167,22 @@ def sanity(
 
 
 def _uneven(scores: Scores) -> Record:
-    ids = [
-        study.study_id for study, fits in zip(scores.studies, scores.eligible("report"), strict=True) if fits
-    ]
-    said = np.array([[key in system.texts["report"] for key in ids] for system in scores.systems], dtype=bool)
-    any_ = said.any(axis=0) if len(said) else np.zeros(len(ids), dtype=bool)
-    return {
-        system.name: {"lacking": int((any_ & ~own).sum()), "studies": int(any_.sum())}
-        for system, own in zip(scores.systems, said, strict=True)
+    """By system: of the split of a corpus where it has no report at all it was not asked, and has no mean."""
+    said = {
+        system.name: [study.study_id in system.texts["report"] for study in scores.studies]
+        for system in scores.systems
     }
+    counts = {name: {"lacking": 0, "studies": 0} for name in said}
+    for place, rows in groups(scores):
+        if not warns(place):
+            continue
+        known = {name: np.array(own, dtype=np.bool_)[rows] for name, own in said.items()}
+        some = np.logical_or.reduce(list(known.values()))
+        for name, own in known.items():
+            if own.any():
+                counts[name]["lacking"] += int((some & ~own).sum())
+                counts[name]["studies"] += int(some.sum())
+    return counts
 
 
 def _others(scores: Scores, rows: Rows, seed: int) -> list[int | None]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 
 from unirg.evaluation.candidates import Setting
-from unirg.evaluation.records import (
+from unirg.evaluation.groups import (
     ALPHA,
     MIN_GROUP,
     Record,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from unirg.evaluation.records import Record, number
+from unirg.evaluation.groups import Record, number
 
 PROBES = 32
 """Texts around which near copies are counted: a form that 10% share escapes them once in thirty times."""

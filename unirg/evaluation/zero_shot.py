@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from unirg.evaluation.candidates import SETTINGS, Setting
-from unirg.evaluation.records import (
+from unirg.evaluation.groups import (
     ALPHA,
     MIN_GROUP,
     Record,

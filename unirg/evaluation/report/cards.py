@@ -25,7 +25,7 @@ Record = dict[str, Any]
 def cards(
     evaluation: Artifact,
     cohort: Cohort | None,
-    predictions: Mapping[str, Artifact],
+    predictions: Mapping[str, Artifact | str],
     checkpoints: Mapping[str, Artifact],
     policies: Sequence[str],
 ) -> Record:
@@ -42,6 +42,7 @@ def cards(
         measures  digests of `MEASURES`, of those that were used
 
     Args:
+        predictions: of the policies; prediction files tell no checkpoint.
         policies: names of the evaluated systems that are no baselines.
     """
     models = [_model(name, made, predictions) for name, made in checkpoints.items()]
@@ -82,13 +83,14 @@ def _data(cohort: Cohort) -> Record:
     }
 
 
-def _model(name: str, checkpoint: Artifact, predictions: Mapping[str, Artifact]) -> Record:
+def _model(name: str, checkpoint: Artifact, predictions: Mapping[str, Artifact | str]) -> Record:
     """The card of one checkpoint."""
     stages = list(_stages(checkpoint))[::-1]
     first = stages[0]
     writers = [
         system
         for system, made in predictions.items()
+        if isinstance(made, Artifact)
         if (model := made.manifest.inputs.get("model")) and model.digest == checkpoint.digest
     ]
     return {

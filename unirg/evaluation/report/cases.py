@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image as Pillow
 
 from unirg import prompts
-from unirg.cohort.reader import Cohort
 from unirg.evaluation.candidates import System, reference
 from unirg.evaluation.report import differences
 from unirg.evaluation.report.differences import Piece
@@ -121,7 +120,7 @@ def choose(
 def build(
     chosen: Sequence[tuple[str, str, str]],
     rows: Sequence[Row],
-    cohort: Cohort,
+    find: Callable[[str], tuple[Study, Study | None]],
     systems: Sequence[System],
     pixels: int,
     shown: Sequence[str],
@@ -131,6 +130,7 @@ def build(
     """The chosen cases with images, texts and the metrics `shown`; `systems` in the order to show.
 
     Args:
+        find: study_id -> the study with its images, where there are any, and the patient's one before.
         metric: what the cases were chosen by; they sort by the first system's.
     """
     scores = {(row["system"], row["study_id"]): row for row in rows}
@@ -142,8 +142,7 @@ def build(
     disputed = sorted(ids, key=lambda key: -differ.get(key, 0.0))
     cases = []
     for split, kind, study_id in chosen:
-        study = cohort.with_images(study_id)
-        prior = cohort.prior(study)
+        study, prior = find(study_id)
         pictures = [_picture("Prior", prior, pixels), _picture("Current", study, pixels)]
         cases.append(
             Case(

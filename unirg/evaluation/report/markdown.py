@@ -32,14 +32,14 @@ def render(
     if boards:
         lines += ["", "## Leaderboard"]
         for board in boards:
-            lines += _table(board)
+            lines += rendered(board)
     for suite, figures in drawn.items():
         lines += ["", f"## {text(SUITES[suite])}"]
         for figure in figures:
             paper = f" (Figure {figure.paper} of the paper)" if figure.paper else ""
             lines += ["", f"### {text(figure.title)}{paper}", "", text(figure.caption)]
             for table in figure.tables:
-                lines += _table(table)
+                lines += rendered(table)
     missing = data["suites"].get("not_run", [])
     if missing:
         lines += ["", "## Not run", ""]
@@ -54,7 +54,8 @@ def text(words: str) -> str:
     return _MARKS.sub(r"\\\1", " ".join(plots.visible(words).split()))
 
 
-def _table(table: Table) -> list[str]:
+def rendered(table: Table) -> list[str]:
+    """Its lines."""
     rows = [[text(label), *map(_cell, cells)] for label, cells in table.rows]
     head = [text(name) for name in table.heads]
     shown = [head, ["---", *["---:"] * (len(head) - 1)], *rows]

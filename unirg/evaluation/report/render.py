@@ -18,11 +18,13 @@ from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.config import Config
 from unirg.errors import UserError
-from unirg.evaluation import aggregates, candidates
+from unirg.evaluation import aggregates
+from unirg.evaluation.evaluate import Predictions, compared, sources
 from unirg.evaluation.report import cards, cases, page
 from unirg.evaluation.report.shown import without_addresses
+from unirg.study import Study
 
-VERSION = 5
+VERSION = 6
 STAGE = "report"
 HTML = "report.html"
 MARKDOWN = "report.md"
@@ -48,30 +50,34 @@ class ReportConfig(Config):
 def report(
     config: ReportConfig,
     evaluation: Artifact,
-    cohort: Artifact,
-    predictions: Mapping[str, Artifact],
+    cohort: Artifact | None,
+    predictions: Predictions,
     checkpoints: Mapping[str, Artifact],
     store: str,
+    references: str = "",
 ) -> Artifact:
-    """Render an evaluation.
+    """Render an evaluation, given what it was made of.
 
     Args:
-        predictions: those that the evaluation was made of, for the texts of the example cases.
+        cohort: None where the evaluation had none: then the cases are texts alone, without images or priors.
+        predictions: for the texts of the example cases.
         checkpoints: system's name -> checkpoint, for the training curves.
+        references: the file that had the references, where there was one.
 
     Raises:
-        UserError: cohort or predictions are not those of the evaluation, or `focus` names no policy of it.
+        UserError: something given is not what the evaluation was made of, or is missing, or `focus` names no
+            policy of it.
     """
-    _check(evaluation, cohort, predictions)
-    inputs: dict[str, Artifact | str] = {"evaluation": evaluation, "cohort": cohort}
-    inputs |= {f"predictions:{name}": found for name, found in predictions.items()}
+    inputs = sources(cohort, predictions, checkpoints, references)
+    _check(evaluation, inputs)
     inputs |= {f"checkpoint:{name}": found for name, found in checkpoints.items()}
+    inputs["evaluation"] = evaluation
     with artifact.draft(store, STAGE, VERSION, config, inputs) as draft:
         if draft.committed:
             return draft.committed
         data = aggregates.read(evaluation)
-        opened = Cohort.open(cohort)
-        chosen = _cases(config, data, evaluation, opened, predictions)
+        opened = Cohort.open(cohort) if cohort else None
+        chosen = _cases(config, data, evaluation, opened, predictions, references)
         provenance = _provenance(inputs)
         numbers = data | {
             "suites": suites(evaluation),
@@ -86,10 +92,17 @@ def report(
         return draft.commit({"cases": len(chosen), "systems": len(data["systems"])})
 
 
-def _check(evaluation: Artifact, cohort: Artifact, predictions: Mapping[str, Artifact]) -> None:
+def _check(evaluation: Artifact, inputs: Mapping[str, Artifact | str]) -> None:
+    """Refuse other cohorts, predictions, references and checkpoints than the evaluation's; where it knows no
+    checkpoint of one of its systems, one may be given."""
     used = {name: reference.digest for name, reference in evaluation.manifest.inputs.items()}
-    given = {"cohort": cohort.digest} | {f"predictions:{name}": p.digest for name, p in predictions.items()}
-    for name in sorted(given.keys() | (used.keys() - {"judge", "metrics", "weights"})):
+    given = {name: made.digest if isinstance(made, Artifact) else made for name, made in inputs.items()}
+    shown = {name for name in used if name in ("cohort", "references") or name.startswith("predictions:")}
+    added = {name for name in given.keys() - used.keys() if name.startswith("checkpoint:")}
+    for name in sorted(added):
+        if name.replace("checkpoint:", "predictions:", 1) not in used:
+            raise UserError(f"{name} is of no system of evaluation {evaluation.uri}: leave it out")
+    for name in sorted(shown | given.keys() - added):
         if used.get(name) != given.get(name):
             raise UserError(
                 f"{name} is not what evaluation {evaluation.uri} was made of: give the same inputs"
@@ -107,8 +120,9 @@ def _cases(
     config: ReportConfig,
     data: Mapping[str, Any],
     evaluation: Artifact,
-    cohort: Cohort,
-    predictions: Mapping[str, Artifact],
+    cohort: Cohort | None,
+    predictions: Predictions,
+    references: str,
 ) -> list[cases.Case]:
     """Example cases of the system in focus, which comes first among the candidates."""
     policies = _policies(data)
@@ -121,13 +135,18 @@ def _cases(
     lead = page.lead(data)
     higher = bool(data["metrics"][lead]["higher_is_better"])
     chosen = cases.choose(rows, focus, lead, config.cases, policies, higher)
-    studies = candidates.attempted(predictions, cohort)
-    systems = {name: candidates.policy(name, predictions[name], studies) for name in policies}
-    systems |= {system.name: system for system in candidates.baselines(cohort, studies)}
-    order = [focus, *(system["name"] for system in data["systems"] if system["name"] != focus)]
+    studies, systems, _ = compared(policies, cohort, predictions, references)
+    known = {study.study_id: study for study in studies}
+
+    def find(study_id: str) -> tuple[Study, Study | None]:
+        if cohort is None:
+            return known[study_id], None
+        study = cohort.with_images(study_id)
+        return study, cohort.prior(study)
+
+    ordered = sorted(systems, key=lambda system: system.name != focus)
     shown = aggregates.shown_first(data["metrics"])
-    ordered = [systems[name] for name in order]
-    return cases.build(chosen, rows, cohort, ordered, config.image_pixels, shown, lead, higher)
+    return cases.build(chosen, rows, find, ordered, config.image_pixels, shown, lead, higher)
 
 
 def _policies(data: Mapping[str, Any]) -> list[str]:
@@ -135,7 +154,7 @@ def _policies(data: Mapping[str, Any]) -> list[str]:
 
 
 def _provenance(inputs: Mapping[str, Artifact | str]) -> list[dict[str, Any]]:
-    """What the report rests on, by digest; the settings are the recipe."""
+    """What the report rests on, by digest; the settings are the recipe. A file has its digest alone."""
     return [
         {
             "input": name,
@@ -147,8 +166,12 @@ def _provenance(inputs: Mapping[str, Artifact | str]) -> list[dict[str, Any]]:
             "settings": _settings(made.manifest.config),
             "software": made.manifest.software,
         }
-        for name, made in sorted(inputs.items())  # a pipeline may hand them over in any order
         if isinstance(made, Artifact)
+        else {
+            **{"input": name, "stage": "file", "version": None, "digest": made, "action_key": ""},
+            **{"counts": {}, "settings": {}, "software": {}},
+        }
+        for name, made in sorted(inputs.items())  # a pipeline may hand them over in any order
     ]
 
 
