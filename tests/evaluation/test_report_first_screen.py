@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def archive(world: World) -> dict[str, str]:
     return sound
 
 
-def evaluated(world: World, cohort: Artifact, given: Mapping[str, Artifact], **config: Any) -> str:
+def evaluated(world: World, cohort: Artifact, given: Mapping[str, Artifact | str], **config: Any) -> str:
     """The report's URI."""
     settings = EvaluateConfig(resamples=300, systems=tuple(given), **config)
     done = evaluate(settings, cohort, given, {}, str(world.store))
@@ -49,7 +50,8 @@ def evaluated(world: World, cohort: Artifact, given: Mapping[str, Artifact], **c
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Alarm -> URI of the report of an evaluation with that one fault."""
-    world = World(tmp_path_factory.mktemp("planted") / "store")
+    folder = tmp_path_factory.mktemp("planted")
+    world = World(folder / "store")
     sound = archive(world)
     cohort = world.cohort()
     women = {study.study_id for study in world.studies if study.sex == "F"}
@@ -63,10 +65,14 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         wrong[key] = lost if key in women else text
     same = dict.fromkeys(sound, written("normal", ""))
     other = {key: written(CONDITIONS[at % 3], "Read again.") for at, key in enumerate(sound)}
-    given = {
+    # As where somebody appended one run's file to another's.
+    runs = [{"study_id": key, "candidate": text} for run in (sound, other) for key, text in run.items()]
+    file = folder / "both.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in runs))
+    given: dict[str, dict[str, Artifact | str]] = {
         "subgroups regression": {"old": champion, "new": world.predictions("new", cohort, wrong)},
         "sanity top": {"old": champion, "new": world.predictions("same", cohort, same)},
-        "sanity two_runs": {"old": champion, "new": world.predictions("two", cohort, sound, then=other)},
+        "sanity two_runs": {"old": champion, "new": str(file)},
     }
     pairs = (("new", "old"),)
     return {name: evaluated(world, cohort, each, regression_pairs=pairs) for name, each in given.items()}

@@ -137,18 +137,12 @@ class World:
         failures: Mapping[str, str] | None = None,
         model: Artifact | None = None,
         repeat: int = 1,
-        then: Mapping[str, str] | None = None,
     ) -> Artifact:
-        """A predictions artifact: study_id -> text, and study_id -> reason.
-
-        Args:
-            repeat: times that every row is written.
-            then: texts of a second run, after those of the first.
-        """
+        """A predictions artifact: study_id -> text, and study_id -> reason; `repeat` writes rows again."""
         inputs: dict[str, Artifact | str] = {"cohort": cohort}
         if model:
             inputs["model"] = model.digest
-        identity = Made(name=f"{name} {storage.sha256(repr((texts, failures, repeat, then)).encode())}")
+        identity = Made(name=f"{name} {storage.sha256(repr((texts, failures, repeat)).encode())}")
         with artifact.draft(str(self.store), "score", 1, identity, inputs) as draft:
             if draft.committed:
                 return draft.committed
@@ -157,7 +151,7 @@ class World:
                     **{"study_id": study_id, "text": text, "finish_reason": "stop"},
                     **{"prompt_tokens": 10, "completion_tokens": 10, "sections": "both", "with_prior": False},
                 }
-                for study_id, text in [*texts.items(), *(then or {}).items()]
+                for study_id, text in texts.items()
                 for _ in range(repeat)
             ]
             lost = [{"study_id": key, "reason": why, "attempts": 3} for key, why in (failures or {}).items()]
