@@ -85,9 +85,13 @@ def known(tmp_path_factory: pytest.TempPathFactory, judge_url: str) -> Known:
         name: world.predictions(name, made, texts, model=checkpoints[name]) for name, texts in said.items()
     }
     settings = EvaluateConfig(
-        **{"resamples": 200, "scores": (MEASURED,), "composite": {MEASURED: 1.0}},
-        **{"prior_pairs": (("exact", "half"),)},
-        **{"judge_model": "offline-judge", "judge_url": judge_url, "min_group": 10},
+        resamples=200,
+        scores=(MEASURED,),
+        composite={MEASURED: 1.0},
+        prior_pairs=(("exact", "half"),),
+        judge_model="offline-judge",
+        judge_url=judge_url,
+        min_group=10,
     )
     made_of = evaluate(settings, made, predictions, checkpoints, store)
     page = report(ReportConfig(cases=1), made_of, made, predictions, checkpoints, store)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.evaluation import browser
 from tests.evaluation.made_scores import made, study
 from tests.evaluation.test_report import HOSTILE, Read
 from unirg.evaluation import conditions as labels
@@ -26,6 +28,13 @@ from unirg.evaluation.zero_shot import zero_shot
 
 BAD = " ".join(HOSTILE.values())
 POLICY = f"rl {BAD}"
+CARD = {
+    "corpora": [{"corpus": BAD, "name": BAD, "licence": BAD, "public": False, "synthetic": False}],
+    "hold_out": [BAD],
+    "splits": [{"split": "test", "studies": 60, "patients": 30}],
+    "places": [{"corpus": BAD, "institution": BAD, "studies": {"test": 60}}],
+    "dropped": {BAD: 1},
+}
 
 
 def data(collapsed: bool) -> dict[str, Any]:
@@ -75,14 +84,8 @@ def data(collapsed: bool) -> dict[str, Any]:
     found = aggregate(scores, [], 100, 0)
     return found | {
         **{"judge": "offline-judge", "composite": {}, "scorers": None, "identity": {}, "resamples": 100},
-        **{
-            "suites": suites,
-            "training": [],
-            "validations": [],
-            "alarms": [],
-            "dropped": {},
-            "provenance": [],
-        },
+        **{"suites": suites, "provenance": []},
+        "cards": {"data": CARD, "models": [], "unknown": [POLICY], "measures": {}},
     }
 
 
@@ -102,6 +105,57 @@ def test_every_alarm_stands_before_any_number_of_a_table(collapsed: tuple[dict[s
         assert (alarm["suite"], alarm["alarm"]) in told.MEANINGS
 
 
+def raised(*found: tuple[str, str, str, float | None]) -> dict[str, Any]:
+    """Data with these alarms: suite, kind, system, value."""
+    suites: dict[str, Any] = {}
+    for suite, name, system, value in found:
+        alarm = {"suite": suite, "alarm": name, "system": system, "value": value, "limit": 0.25}
+        alarms = suites.setdefault(suite, {"alarms": []})["alarms"]
+        alarms.append(alarm | {"sentence": f"{system} {value}."})
+    return {"suites": suites}
+
+
+def test_alarms_are_one_line_a_kind_from_the_gravest_with_the_worst_value() -> None:
+    kinds = told.alarms(
+        raised(
+            ("reports", "coverage", "a", 0.9),
+            ("dynamics", "of another version", "a", 1.0),
+            ("sanity", "top", "a", 0.3),
+            ("sanity", "top", "b", 0.875),
+            ("sanity", "two_runs", "c", 12.0),
+            ("subgroups", "regression", "d", 0.4),
+        )
+    )
+    assert [kind.name for kind in kinds] == [
+        "two_runs",
+        "top",
+        "regression",
+        "coverage",
+        "of another version",
+    ]
+    assert [kind.grave for kind in kinds] == [True, True, True, False, False]
+    assert kinds[0].worst() == "12 studies twice"
+    assert kinds[1].worst() == "at worst 88% beyond the radiologists' own"
+    assert kinds[1].systems() == ["a", "b"]
+    assert (kinds[4].meaning, kinds[4].worst()) == ("of another version", "")
+
+
+def test_an_alarm_without_a_value_has_no_worst() -> None:
+    (kind,) = told.alarms(raised(("sanity", "cut", "a", None)))
+    assert kind.worst() == ""
+
+
+def test_the_summary_says_who_is_best_and_what_speaks_against_it(
+    collapsed: tuple[dict[str, Any], page.Page],
+) -> None:
+    _, made_page = collapsed
+    first = Read(made_page.html).text.split("alarms of")[0]
+    assert "Held-out (60 studies of 30 patients): " in first
+    assert "does best of the trained systems (Errors per report " in first
+    assert "copy-prior (Errors per report " in first
+    assert f"Do not rely on {plots.visible(POLICY)} before you know why it raised" in first
+
+
 def test_the_figures_of_the_paper_are_drawn(collapsed: tuple[dict[str, Any], page.Page]) -> None:
     _, made_page = collapsed
     drawn = set(re.findall(r"Figure ([\w, ]+) of the paper", made_page.html))
@@ -119,6 +173,21 @@ def test_hostile_names_and_texts_of_the_suites_show_as_text(
     assert read.handlers == []
     assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in made_page.html + made_page.markdown
     assert len(read.ids) == len(set(read.ids))
+
+
+@pytest.mark.parametrize("size", [browser.DESKTOP, browser.PHONE])
+def test_no_hostile_text_runs_hides_or_shuts_somebody_out(
+    collapsed: tuple[dict[str, Any], page.Page], size: tuple[int, int], tmp_path: Path
+) -> None:
+    _, made_page = collapsed
+    path = tmp_path / "report.html"
+    path.write_text(made_page.html, encoding="utf-8")
+    with browser.tab(size) as tab:
+        tab.open(path.as_uri())
+        assert tab.complaints == []
+        assert tab.requested == [path.as_uri()]
+        assert tab.overflow() == 0
+        assert tab.inaccessible() == []
 
 
 def test_markdown_holds_the_alarms_and_no_markup_of_a_report(

@@ -62,10 +62,7 @@ def across(
             plots.add_title(axis, panel.title, panel.subtitle, room=any(each.subtitle for each in panels))
             for at, own in enumerate(series):
                 shift = (at - (len(series) - 1) / 2) * step
-                for place, (category, _) in enumerate(categories):
-                    found = find(panel.key, category, own.key)
-                    if found and found["mean"] is not None:
-                        _upright(axis, place + shift, found, own)
+                _upright(axis, shift, [find(panel.key, category, own.key) for category, _ in categories], own)
             axis.set_xlim(-0.5, len(categories) - 0.5)
             labels = ["\n".join(textwrap.wrap(plots.visible(label), 11)) for _, label in categories]
             axis.set_xticks(range(len(categories)), labels, fontsize=7.5)
@@ -77,10 +74,16 @@ def across(
         return plots.as_svg(figure, name, alt)
 
 
-def _upright(axis: Axes, x: float, found: Number, own: Series) -> None:
-    if found["low"] is not None:
-        axis.plot([x, x], [found["low"], found["high"]], color=own.colour, linewidth=1.6, zorder=2)
-    axis.plot([x], [found["mean"]], own.marker, color=own.colour, markersize=5, zorder=3)
+def _upright(axis: Axes, shift: float, found: Sequence[Number | None], own: Series) -> None:
+    """Means with their intervals standing, one a category."""
+    means, lines = plots.rows_of(found)
+    if lines:
+        ends = [found[at] or {} for at in lines]
+        bars = ([at + shift for at in lines], [each["low"] for each in ends], [each["high"] for each in ends])
+        axis.vlines(*bars, colors=own.colour, linewidths=1.6, zorder=2)
+    if means:
+        dots = [at + shift for at in means], [(found[at] or {})["mean"] for at in means]
+        axis.scatter(*dots, s=25, marker=own.marker, color=own.colour, zorder=3)
 
 
 def forest(
@@ -102,21 +105,13 @@ def forest(
             plots.add_title(axis, panel.title, panel.subtitle, room=any(each.subtitle for each in panels))
             for at, own in enumerate(series):
                 shift = (at - (len(series) - 1) / 2) * step
-                for place, (category, _) in enumerate(rows):
-                    found = find(panel.key, category, own.key)
-                    if found and found["mean"] is not None:
-                        _level(axis, place + shift, found, own)
+                found = [find(panel.key, category, own.key) for category, _ in rows]
+                plots.level(axis, shift, found, [own.colour] * len(rows), own.marker, size=4.5)
             if zero:
                 axis.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
             _rows(axis, [label for _, label in rows])
         plots.add_legend(figure, [(own.marker, own.label, own.colour, own.colour) for own in series])
         return plots.as_svg(figure, name, alt)
-
-
-def _level(axis: Axes, y: float, found: Number, own: Series) -> None:
-    if found["low"] is not None:
-        axis.plot([found["low"], found["high"]], [y, y], color=own.colour, linewidth=1.5, zorder=2)
-    axis.plot([found["mean"]], [y], own.marker, color=own.colour, markersize=4.5, zorder=3, clip_on=False)
 
 
 def boxes(
@@ -145,21 +140,24 @@ def boxes(
                 whole = overall(panel.key, own.key)
                 if whole is not None:
                     axis.axvline(whole, color=own.colour, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-                for place, (category, _) in enumerate(rows):
-                    found = find(panel.key, category, own.key)
-                    if found and found["mean"] is not None:
-                        _box(axis, place + shift, found, own, step)
+                _boxes(axis, shift, [find(panel.key, category, own.key) for category, _ in rows], own, step)
             _rows(axis, [label for _, label in rows])
         plots.add_legend(figure, [(own.marker, own.label, own.colour, own.colour) for own in series])
         return plots.as_svg(figure, name, alt)
 
 
-def _box(axis: Axes, y: float, found: Number, own: Series, step: float) -> None:
-    width = found["q3"] - found["q1"]
-    axis.barh(y, width, step * 0.72, found["q1"], color=own.colour, alpha=0.22, linewidth=0, zorder=1)
-    tick = step * 0.36
-    axis.plot([found["median"]] * 2, [y - tick, y + tick], color=own.colour, linewidth=1.2, zorder=2)
-    _level(axis, y, found, own)
+def _boxes(axis: Axes, shift: float, found: Sequence[Number | None], own: Series, step: float) -> None:
+    kept, _ = plots.rows_of(found)
+    known = [found[row] or {} for row in kept]
+    places = [row + shift for row in kept]
+    if kept:
+        widths = [each["q3"] - each["q1"] for each in known]
+        left = [each["q1"] for each in known]
+        axis.barh(places, widths, step * 0.72, left, color=own.colour, alpha=0.22, linewidth=0, zorder=1)
+        tick = step * 0.36
+        ends = [place - tick for place in places], [place + tick for place in places]
+        axis.vlines([each["median"] for each in known], *ends, colors=own.colour, linewidths=1.2, zorder=2)
+    plots.level(axis, shift, found, [own.colour] * len(found), own.marker, size=4.5)
 
 
 def _rows(axis: Axes, labels: Sequence[str]) -> None:

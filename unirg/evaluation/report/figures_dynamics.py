@@ -5,10 +5,12 @@ from __future__ import annotations
 from unirg.evaluation.report import draw, plots
 from unirg.evaluation.report.draw import Panel, Series
 from unirg.evaluation.report.shown import SPLITS, Cell, Data, Drawn, Shown, Table, formatted
+from unirg.metrics import catalog
+from unirg.metrics.catalog import CATALOG
 
 LOGGED = {
     **{"loss": "Loss", "reward": "Reward", "kl": "KL divergence", "entropy": "Entropy, nats per token"},
-    **{"length/mean": "Length, tokens", "duplicate_share": "Share of repeated rollouts"},
+    **{"length": "Length, tokens", "duplicate_share": "Share of repeated rollouts"},
     **{"truncated_share": "Share of truncated rollouts", "errors": "1 / (errors + 1)"},
 }
 PAPER = {"2c": "RadCliQ-v1 against training steps", "2d": "Errors per report against training steps"}
@@ -39,7 +41,7 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
                     )
                     for run in figure["runs"]
                 ]
-                panels.append((_label(figure, shown), _better(figure), lines))
+                panels.append((_label(figure, shown), _about(figure, shown), lines))
             title = PAPER.get(paper or "", "Scores of the validation" if paper else "The trainers' own logs")
             if of:
                 title = f"{title}: {of} and its ablations"
@@ -47,10 +49,11 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
                 "Means over the validation studies at each step, one marker a run; the logs hold no score of "
                 "a single study, so there are no intervals."
                 if paper
-                else "As logged, one marker a run, each against its own steps."
+                else "Thin: as logged; thick: the running mean over a tenth of the steps."
             )
             name = f"dynamics-{at}-{paper or 'training'}"
-            svg = plots.scored(name, f"{title}. {caption}", panels)
+            draw_lines = plots.scored if paper else plots.curves
+            svg = draw_lines(name, f"{title}. {caption}", panels)
             rows = [
                 (
                     f"{_label(figure, shown)}, {run}",
@@ -76,10 +79,12 @@ def _label(figure: Data, shown: Shown) -> str:
     return LOGGED.get(name, shown.label(name))
 
 
-def _better(figure: Data) -> str:
-    if figure["higher_is_better"] is None:
-        return ""
-    return "higher is better" if figure["higher_is_better"] else "lower is better"
+def _about(figure: Data, shown: Shown) -> str:
+    """Whose numbers these are, where a scorer's, and which way is better."""
+    name, higher = str(figure["name"]), figure["higher_is_better"]
+    scorers = shown.data["scorers"] if name in CATALOG and catalog.with_weights([name]) else None
+    better = None if higher is None else "higher is better" if higher else "lower is better"
+    return ", ".join(filter(None, (scorers, better)))
 
 
 def _ends(suite: Data, shown: Shown) -> list[Drawn]:

@@ -13,7 +13,7 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
     """Two figures a group."""
     drawn = []
     for name, group in whole(suite):
-        label, judge = place(group), suite["judge"]
+        label, judge = place(group), shown.judge
         found = group["systems"]
         names = shown.names(found)
         systems = [system for system in shown.systems if system["name"] in shown.scored(found)]

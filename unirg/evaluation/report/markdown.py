@@ -15,14 +15,17 @@ _MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$<>&:@-])")
 def render(
     title: str,
     data: Data,
+    sentences: Sequence[str],
     told: Sequence[Told],
     drawn: Mapping[str, Sequence[Drawn]],
     boards: Sequence[Table],
 ) -> str:
     """The whole text; whatever came from outside is escaped, so that it shows as it is written."""
-    lines = [f"# {text(title)}", "", "**Research use, not for diagnosis.**", "", "## Alarms", ""]
+    lines = [f"# {text(title)}", "", "**Research use, not for diagnosis.**", "", "## Summary"]
+    lines += [line for sentence in sentences for line in ("", text(sentence))]
+    lines += ["", "## Alarms", ""]
     for kind in told:
-        lines.append(f"- **{text(kind.meaning or kind.name)}** ({text(SUITES[kind.suite])})")
+        lines.append(f"- **{text(kind.meaning)}** ({text(SUITES[kind.suite])})")
         lines += [f"  - {text(alarm['sentence'])}" for alarm in kind.alarms]
     if not told:
         lines.append("No suite raised an alarm.")

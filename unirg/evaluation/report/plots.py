@@ -66,12 +66,11 @@ def dots(
         axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         for axis, (metric, title, subtitle) in zip(axes, panels, strict=False):
             add_title(axis, title, subtitle, room=any(panel[2] for panel in panels))
-            for row, system in enumerate(systems):
-                for rank, (split, label) in enumerate(splits):
-                    numbers = find(system["name"], split, metric)
-                    if numbers and numbers["mean"] is not None:
-                        lift = (rank - (len(splits) - 1) / 2) * 0.34
-                        _dot(axis, numbers, row + lift, shown[system["name"]], hollow=rank > 0, label=label)
+            for rank, (split, _) in enumerate(splits):
+                lift = (rank - (len(splits) - 1) / 2) * 0.34
+                found = [find(system["name"], split, metric) for system in systems]
+                tints = [shown[system["name"]] for system in systems]
+                level(axis, lift, found, tints, "o", size=5.5, hollow=rank > 0)
             axis.set_yticks(range(len(systems)), [short(system["name"]) for system in systems])
             axis.set_ylim(len(systems) - 0.4, -0.6)
             axis.tick_params(axis="y", labelcolor=INK)
@@ -96,11 +95,50 @@ def add_title(axis: Axes, title: str, subtitle: str, room: bool) -> None:
     )
 
 
-def _dot(axis: Axes, numbers: Number, y: float, colour: str, hollow: bool, label: str) -> None:
-    if numbers["low"] is not None:
-        axis.plot([numbers["low"], numbers["high"]], [y, y], color=colour, linewidth=1.6, zorder=2)
-    face = "white" if hollow else colour
-    axis.plot([numbers["mean"]], [y], "o", color=colour, mfc=face, markersize=5.5, zorder=3, clip_on=False)
+def level(
+    axis: Axes,
+    lift: float,
+    found: Sequence[Number | None],
+    tints: Sequence[str],
+    marker: str,
+    size: float,
+    hollow: bool = False,
+) -> None:
+    """Means with their intervals lying level, one a row; few artists, for drawing time goes by their number.
+
+    Args:
+        lift: how far below its row each lies.
+        found: the rows' numbers, from the first row.
+        tints: colour of each row.
+        size: of the marker, in points.
+    """
+    means, lines = rows_of(found)
+    if lines:
+        ends = [found[row] or {} for row in lines]
+        bars = (
+            [row + lift for row in lines],
+            [each["low"] for each in ends],
+            [each["high"] for each in ends],
+        )
+        axis.hlines(*bars, colors=[tints[row] for row in lines], linewidths=1.5, zorder=2)
+    if means:
+        dots = [(found[row] or {})["mean"] for row in means], [row + lift for row in means]
+        edge = [tints[row] for row in means]
+        axis.scatter(
+            *dots,
+            s=size**2,
+            marker=marker,
+            facecolors="white" if hollow else edge,
+            edgecolors=edge,
+            zorder=3,
+            clip_on=False,
+        )
+
+
+def rows_of(found: Sequence[Number | None]) -> tuple[list[int], list[int]]:
+    """Where there is a mean, and where an interval."""
+    means = [row for row, number in enumerate(found) if number and number["mean"] is not None]
+    return means, [row for row in means if (found[row] or {})["low"] is not None]
 
 
 def add_legend(figure: Figure, entries: Sequence[tuple[str, str, str, str]]) -> None:
@@ -128,7 +166,9 @@ def curves(name: str, alt: str, panels: Sequence[Panel]) -> str:
             axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.4)
             axis.plot(steps, running_mean(values), color=colour, linewidth=1.8)
 
-    return _against_steps(name, alt, panels, draw)
+    systems = {line[0]: line[3] for _, _, lines in panels for line in lines}
+    legend = [("s", system, colour, colour) for system, colour in systems.items()]
+    return _against_steps(name, alt, panels, draw, legend)
 
 
 def scored(name: str, alt: str, panels: Sequence[Panel]) -> str:
@@ -149,12 +189,12 @@ def _against_steps(
     alt: str,
     panels: Sequence[Panel],
     draw: Callable[[Axes, Sequence[Line]], None],
-    legend: Sequence[tuple[str, str, str, str]] = (),
+    legend: Sequence[tuple[str, str, str, str]],
 ) -> str:
     columns = 4
     rows = -(-len(panels) // columns)
     with style():
-        figure = blank(rows * 1.85 + 0.1 + 0.3 * bool(legend))
+        figure = blank(rows * 1.85 + 0.4)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, (title, subtitle, lines) in zip(axes, panels, strict=False):
             add_title(axis, title, subtitle, room=any(panel[1] for panel in panels))
@@ -164,8 +204,7 @@ def _against_steps(
             axis.locator_params(nbins=5)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        if legend:
-            add_legend(figure, legend)
+        add_legend(figure, legend)
         return as_svg(figure, name, alt)
 
 
@@ -233,8 +272,15 @@ def blank(height: float) -> Figure:
 def as_svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as an `<svg>` element that can stand in a page beside others."""
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     out = io.StringIO()
+    # Laid out here once: `savefig` would draw the figure a second time for the layout alone.
+    FigureCanvasSVG(figure)
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine(None)
     # Ids are hashes salted with the figure's name: two figures of a page share none.
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})

@@ -20,10 +20,8 @@ from unirg.config import Config
 from unirg.errors import UserError
 from unirg.evaluation import aggregates
 from unirg.evaluation.evaluate import Predictions, compared, sources
-from unirg.evaluation.history import VALIDATION, alarms, points, training_history, validated
-from unirg.evaluation.report import cases, page
-from unirg.metrics import catalog
-from unirg.metrics.catalog import CATALOG
+from unirg.evaluation.report import cards, cases, page
+from unirg.evaluation.report.shown import without_addresses
 from unirg.study import Study
 
 VERSION = 6
@@ -33,8 +31,6 @@ MARKDOWN = "report.md"
 NUMBERS = "report.json"
 SUITES = "suites.json"
 HOW = "Evaluate again with `unirg evaluate`."
-CURVES = ("loss", "reward", "kl")
-"""Keys of a trainer's log that are drawn, besides each reward's own and the validation's scores."""
 
 
 class ReportConfig(Config):
@@ -82,21 +78,17 @@ def report(
         data = aggregates.read(evaluation)
         opened = Cohort.open(cohort) if cohort else None
         chosen = _cases(config, data, evaluation, opened, predictions, references)
-        histories = {name: training_history(made) for name, made in checkpoints.items()}
         provenance = _provenance(inputs)
         numbers = data | {
             "suites": suites(evaluation),
-            "training": _training(data, checkpoints, histories),
-            "validations": _validations(data, histories),
-            "alarms": _alarms(data, checkpoints, histories),
+            "cards": cards.cards(evaluation, opened, predictions, checkpoints, _policies(data)),
             "cases": [case.numbers() for case in chosen],
-            "dropped": opened.index.dropped if opened else {},
             "provenance": provenance,
         }
         made = page.render(config.title, numbers, chosen)
         (draft.out / HTML).write_text(made.html, encoding="utf-8")
         (draft.out / MARKDOWN).write_text(made.markdown, encoding="utf-8")
-        (draft.out / NUMBERS).write_text(json.dumps(numbers, indent=1, sort_keys=True, allow_nan=False))
+        (draft.out / NUMBERS).write_text(json.dumps(numbers, sort_keys=True, allow_nan=False))
         return draft.commit({"cases": len(chosen), "systems": len(data["systems"])})
 
 
@@ -121,7 +113,7 @@ def suites(evaluation: Artifact) -> dict[str, Any]:
     """What the suites found; of an evaluation that ran none, that none ran."""
     if not any(entry == SUITES for entry in evaluation.manifest.files):
         return {"not_run": [{"suite": "every suite", "why": "the evaluation holds none", "how": HOW}]}
-    return dict(json.loads(evaluation.path(SUITES).read_bytes()))
+    return dict(without_addresses(json.loads(evaluation.path(SUITES).read_bytes())))
 
 
 def _cases(
@@ -133,7 +125,7 @@ def _cases(
     references: str,
 ) -> list[cases.Case]:
     """Example cases of the system in focus, which comes first among the candidates."""
-    policies = [system["name"] for system in data["systems"] if system["kind"] == "policy"]
+    policies = _policies(data)
     if config.focus is not None and config.focus not in policies:
         raise UserError(f"focus = {config.focus} is no policy of the evaluation: {', '.join(policies)}")
     if not policies:
@@ -157,52 +149,8 @@ def _cases(
     return cases.build(chosen, rows, find, ordered, config.image_pixels, shown, lead, higher)
 
 
-History = list[dict[str, Any]]
-
-
-def _training(
-    data: Mapping[str, Any], checkpoints: Mapping[str, Artifact], histories: Mapping[str, History]
-) -> list[dict[str, Any]]:
-    """One record a curve, system by system; `judge` and `scorers` name whose numbers a score rests on."""
-    found = []
-    for name in (system["name"] for system in data["systems"] if system["name"] in histories):
-        keys = dict.fromkeys(key for row in histories[name] for key in row)
-        rewards = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
-        scores = [f"{VALIDATION}{score}" for score in (*CATALOG, "loss")]
-        for key in (key for key in (*CURVES, *rewards, *scores) if key in keys):
-            steps, values = points(histories[name], key)
-            term = page.term(key)
-            score = [term] if term in CATALOG else []
-            model = checkpoints[name].manifest.config.get("judge_model")
-            whose = {
-                "judge": model if catalog.judged(score) else None,
-                "scorers": data["scorers"] if catalog.with_weights(score) else None,
-            }
-            if steps:
-                found.append({"system": name, "key": key, **whose, "steps": steps, "values": values})
-    return found
-
-
-def _validations(data: Mapping[str, Any], histories: Mapping[str, History]) -> list[dict[str, Any]]:
-    """System by system, on how many studies it was validated, and how many scores were missing."""
-    return [
-        {"system": system["name"], **found}
-        for system in data["systems"]
-        if (found := validated(histories.get(system["name"], [])))
-    ]
-
-
-def _alarms(
-    data: Mapping[str, Any], checkpoints: Mapping[str, Artifact], histories: Mapping[str, History]
-) -> list[dict[str, Any]]:
-    """System by system, the alarms of its training with the limits that they were set to."""
-    found = []
-    for name in (system["name"] for system in data["systems"] if system["name"] in histories):
-        settings: Mapping[str, Any] = checkpoints[name].manifest.config
-        for raised in alarms(histories[name]):
-            limit = settings.get("alarms", {}).get(page.alarm(raised["name"]).limit)
-            found.append({"system": name, **raised, "limit": limit})
-    return found
+def _policies(data: Mapping[str, Any]) -> list[str]:
+    return [system["name"] for system in data["systems"] if system["kind"] == "policy"]
 
 
 def _provenance(inputs: Mapping[str, Artifact | str]) -> list[dict[str, Any]]:

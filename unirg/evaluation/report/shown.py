@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +63,32 @@ def formatted(value: float | None, metric: str) -> str:
     if metric == "share":
         return f"{100 * value:.1f}%".replace("-", MINUS)
     return f"{value:.{2 if metric.startswith('errors') else 3}f}".replace("-", MINUS)
+
+
+_ADDRESS = re.compile(r"(?:\b[a-z][a-z0-9+.-]*:/|(?<![\w/.~]))~?/[^\s,;()]+")
+_MADE = re.compile(r"/([a-z]+)/([0-9a-f]{16})\W?$")
+
+
+def without_addresses(found: Any) -> Any:
+    """JSON whose sentences name no place: of an artifact stage and key stay, they say which and not where.
+
+    Texts of reports are left alone; they hold no address that is ours.
+    """
+    if isinstance(found, list):
+        return [without_addresses(each) for each in found]
+    if isinstance(found, dict):
+        return {
+            key: _ADDRESS.sub(_named, each)
+            if key in ("why", "how", "sentence") and isinstance(each, str)
+            else without_addresses(each)
+            for key, each in found.items()
+        }
+    return found
+
+
+def _named(address: re.Match[str]) -> str:
+    made = _MADE.search(address[0])
+    return f"{made[1]} {made[2]}" if made else "(an address)"
 
 
 class Shown:
