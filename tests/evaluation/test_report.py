@@ -18,7 +18,7 @@ from unirg.errors import UserError
 from unirg.evaluation.evaluate import EvaluateConfig, evaluate
 from unirg.evaluation.report import plots
 from unirg.evaluation.report.render import ReportConfig, report
-from unirg.evaluation.report.shown import without_addresses
+from unirg.evaluation.report.shown import signed, without_addresses
 
 HOSTILE = {
     "script": "<script>alert(1)</script>",
@@ -182,6 +182,19 @@ def test_every_number_of_the_page_is_in_the_json(plain: Made) -> None:
     assert shown <= set(numbers_in(numbers))
     assert {entry["digest"] for entry in numbers["provenance"]} >= {inputs["cohort"].digest}
     assert "Small left pleural effusion" not in json.dumps(numbers | {"suites": {}})
+
+
+def test_markdown_compares_systems_and_has_the_cards(plain: Made) -> None:
+    done, inputs = plain
+    markdown = done.path("report.md").read_text()
+    data = json.loads(done.path("report.json").read_text())
+    one = next(r for r in data["comparisons"] if r["split"] == "test" and r["setting"] == "report")
+    (row,) = [line for line in markdown.splitlines() if re.match(r"\| .* minus most.*Held", line)]
+    assert signed(one["difference"], one["metric"]) in row
+    assert re.search(r"[+\N{MINUS SIGN}]\d", row)
+    for checkpoint in inputs["checkpoints"].values():
+        assert checkpoint.digest[:16] in markdown
+    assert re.search(r"- Held\\-out: \d+ studies of \d+ patients", markdown)
 
 
 @pytest.mark.parametrize("kind", HOSTILE)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from unirg.evaluation.report import plots
-from unirg.evaluation.report.shown import Cell, Data, Drawn, Table, formatted
+from unirg.evaluation.report.shown import SPLITS, Cell, Data, Drawn, Table, formatted, signed
 from unirg.evaluation.report.told import SUITES, Told
 
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$<>&:@-])")
@@ -40,6 +40,7 @@ def render(
             lines += ["", f"### {text(figure.title)}{paper}", "", text(figure.caption)]
             for table in figure.tables:
                 lines += rendered(table)
+    lines += ["", "## Data and model cards", "", *_cards(data["cards"])]
     missing = data["suites"].get("not_run", [])
     if missing:
         lines += ["", "## Not run", ""]
@@ -47,6 +48,22 @@ def render(
             name = SUITES.get(entry["suite"], entry["suite"])
             lines.append(f"- {text(name)}: {text(entry['why'])}. {text(entry['how'])}")
     return "\n".join(lines) + "\n"
+
+
+def _cards(cards: Data) -> Iterator[str]:
+    """The cards, an item each: corpora, splits, models by the stages that made them."""
+    of = cards["data"]
+    for corpus in of["corpora"] if of else ():
+        real = "synthetic" if corpus["synthetic"] else "real patients"
+        yield f"- {text(corpus['name'])} ({text(corpus['corpus'])}), {real}; terms: {text(corpus['licence'])}"
+    for split in of["splits"] if of else ():
+        where = SPLITS.get(split["split"], split["split"])
+        yield f"- {text(where)}: {split['studies']} studies of {split['patients']} patients"
+    for model in cards["models"]:
+        made = ", ".join(f"{stage['stage'] or 'dropped'} {stage['digest'][:16]}" for stage in model["stages"])
+        yield f"- {text(', also as '.join(model['systems']))}: {text(made)}"
+    for name in cards["unknown"]:
+        yield f"- {text(name)}: no checkpoint is known of it"
 
 
 def text(words: str) -> str:
@@ -68,8 +85,9 @@ def _cell(cell: Cell | str) -> str:
     number = cell.number
     if number is None or number["mean"] is None:
         return formatted(None, cell.metric)
-    shown = formatted(number["mean"], cell.metric)
+    spelled = signed if cell.signed else formatted
+    shown = spelled(number["mean"], cell.metric)
     if number["low"] is not None:
-        shown += f" ({formatted(number['low'], cell.metric)} to {formatted(number['high'], cell.metric)})"
+        shown += f" ({spelled(number['low'], cell.metric)} to {spelled(number['high'], cell.metric)})"
     missing = number.get("missing")
     return shown + (f", {missing} missing" if missing else "")

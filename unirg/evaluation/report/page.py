@@ -20,9 +20,10 @@ from unirg.evaluation.report import (
 )
 from unirg.evaluation.report import shown as showing
 from unirg.evaluation.report.cases import KINDS, Case
-from unirg.evaluation.report.shown import SETTINGS, SPLITS, Drawn, Shown, formatted
+from unirg.evaluation.report.shown import SETTINGS, SPLITS, Cell, Drawn, Shown, Table, formatted, signed
 from unirg.metrics.catalog import CATALOG
 
+Data = Mapping[str, Any]
 DRAWN: Mapping[str, Callable[[Any, Shown], list[Drawn]]] = {
     "reports": figures_reports.figures,
     "errors": figures_errors.figures,
@@ -33,9 +34,6 @@ DRAWN: Mapping[str, Callable[[Any, Shown], list[Drawn]]] = {
     "dynamics": figures_dynamics.figures,
     "sanity": lambda suite, shown: [],  # its numbers are a table
 }
-
-
-Data = Mapping[str, Any]
 
 
 class Page(NamedTuple):
@@ -79,7 +77,7 @@ def render(title: str, data: Data, cases: Sequence[Case]) -> Page:
         public_boards=figures_reports.public(reports) if reports else [],
         sanity_groups=told.summary(suites.get("sanity", {})),
     )
-    tables = [figures_reports.as_table(board, shown) for board in boards]
+    tables = [*(figures_reports.as_table(board, shown) for board in boards), *view.differences()]
     return Page(html.lstrip(), markdown.render(title, data, words, raised, drawn, tables))
 
 
@@ -154,6 +152,25 @@ class View:
                 row["by"][record["metric"]] = record
         return [[rows[split] for split in self.splits if split in rows] for rows in pairs.values()]
 
+    def differences(self) -> list[Table]:
+        """`compared` as a table, for Markdown; none where nothing was compared."""
+        rows = [
+            (
+                f"{row['a']} minus {row['b']}, {self.split(row['split'])}",
+                [
+                    *(
+                        Cell(one | {"mean": one["difference"]}, m, signed=True)
+                        for m, one in row["by"].items()
+                    ),
+                    row["by"][self.lead]["sentence"],
+                ],
+            )
+            for pair in self.compared()
+            for row in pair
+        ]
+        heads = ["Systems", *map(self.label, self.headline), f"In words ({self.label(self.lead)})"]
+        return [Table("Paired differences, findings and impression", heads, rows)] if rows else []
+
     small = staticmethod(showing.small)
     place = staticmethod(showing.place)
 
@@ -195,12 +212,6 @@ class View:
 def _term(name: str) -> str:
     """A part of the composite: of errors the reciprocal counts, so that more is better."""
     return "1 / (errors + 1)" if name == "errors" else CATALOG[name].label
-
-
-def signed(value: float | None, metric: str) -> str:
-    """A difference, always with its sign."""
-    text = formatted(value, metric)
-    return f"+{text}" if value is not None and value > 0 else text
 
 
 def flat(settings: Data, prefix: str = "") -> list[tuple[str, str]]:

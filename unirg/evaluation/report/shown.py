@@ -65,6 +65,12 @@ def formatted(value: float | None, metric: str) -> str:
     return f"{value:.{2 if metric.startswith('errors') else 3}f}".replace("-", MINUS)
 
 
+def signed(value: float | None, metric: str) -> str:
+    """A difference, always with its sign."""
+    text = formatted(value, metric)
+    return f"+{text}" if value is not None and value > 0 else text
+
+
 _ADDRESS = re.compile(r"(?:\b[a-z][a-z0-9+.-]*:/|(?<![\w/.~]))~?/[^\s,;()]+")
 _MADE = re.compile(r"/([a-z]+)/([0-9a-f]{16})\W?$")
 
