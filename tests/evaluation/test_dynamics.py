@@ -11,7 +11,7 @@ import pytest
 
 from tests.evaluation.tables import scored, spread, visits
 from unirg.errors import UserError
-from unirg.evaluation.dynamics import ALARMS, MARGINS, dynamics, joined
+from unirg.evaluation.dynamics import ALARMS, MARGINS, dynamics
 from unirg.evaluation.report.plots import running_mean
 from unirg.training.alarms import Alarms
 
@@ -129,14 +129,6 @@ def test_a_run_without_a_log_or_a_validation_says_what_is_not_there() -> None:
         ("2d", "validation/errors"),
     ]
     assert result["alarms"] == []
-
-
-def test_stages_that_follow_each_other_are_one_run() -> None:
-    found = joined([log(), log(), [{"step": 3, "loss": 1.0}]])
-    assert max(row["step"] for row in found) == 2 * STEPS + 3
-    result = run({"both": joined([log(), log()])})
-    assert curve(result, "both", "validation/errors")["steps"] == [10, 20, 30, 40, 50, 60, 70, 80]
-    assert joined([]) == []
 
 
 # Faults.

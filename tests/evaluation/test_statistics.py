@@ -98,6 +98,15 @@ def test_a_rare_score_has_an_interval_like_the_exact_one_not_the_whole_range() -
         assert 0.8 * exact.high < found.high[0] < 1.4 * exact.high
 
 
+def test_a_difference_that_one_patient_carries_has_an_interval_that_ends_at_zero() -> None:
+    for n in range(60, 400, 7):
+        values = np.zeros((n, 2))
+        values[0] = 1, -1
+        found = bootstrap(values, [f"p{i}" for i in range(n)], resamples=1000, seed=0)
+        assert (found.low[0], found.high[1]) == (0, 0)
+        assert not any(map(excludes_zero, found.low.tolist(), found.high.tolist()))
+
+
 def test_a_missing_score_is_excluded_and_counted_never_zero() -> None:
     values = np.array([[1.0], [np.nan], [3.0], [np.nan]])
     found = bootstrap(values, ["a", "a", "b", "c"], resamples=500, seed=0)

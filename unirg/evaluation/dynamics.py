@@ -87,7 +87,7 @@ def dynamics(
         metrics     name -> label, higher_is_better, of `ends`
 
     Args:
-        histories: run -> its log (`history.training_history`; of several stages `joined`).
+        histories: run -> its log (`history.training_history`).
         ablations: run -> the run that it is an ablation of.
         limits: run -> the setting `alarms` of its configuration.
         scores: of systems called as the runs are; a run without a system is compared in none.
@@ -128,15 +128,6 @@ def dynamics(
         "ends": ends,
         "metrics": metrics,
     }
-
-
-def joined(parts: Sequence[History]) -> list[dict[str, Any]]:
-    """The logs of stages that follow each other as one run's: the steps of each go on after the last's."""
-    found: list[dict[str, Any]] = []
-    for log in parts:
-        before = max((row["step"] for row in found), default=0)
-        found += [{**row, "step": row["step"] + before} for row in log]
-    return found
 
 
 def _check(histories: Mapping[str, History], ablations: Mapping[str, str]) -> None:

@@ -317,9 +317,12 @@ class _Around:
         # A resample may draw only patients without a score; it has no mean and says nothing.
         sizes = [np.nanquantile(column, share) for column, share in zip(np.abs(t).T, shares, strict=True)]
         half = self.error * np.array(sizes)
-        low = np.maximum(-half, np.nanmin(deviation, axis=0))
-        high = np.minimum(half, np.nanmax(deviation, axis=0))
-        return estimate + low, estimate + high
+        low = estimate + np.maximum(-half, np.nanmin(deviation, axis=0))
+        high = estimate + np.minimum(half, np.nanmax(deviation, axis=0))
+        # A resample without the only differing patient has the mean 0, which sums reach but for rounding.
+        for end in (low, high):
+            end[np.abs(end) <= _ROUNDING * (np.abs(estimate) + half)] = 0
+        return low, high
 
     def p_values(self, estimate: Array, t: Array) -> Array:
         """Two-sided p-values of zero: at which level the interval would end there."""

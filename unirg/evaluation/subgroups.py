@@ -13,6 +13,7 @@ words for race are ours, the paper names none.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -41,16 +42,23 @@ UNKNOWN = "unknown"
 AGES = ((18, "0-17"), (40, "18-39"), (65, "40-64"), (80, "65-79"), (121, "80 and over"))
 """First age beyond a group, and its name: children, then the groups that chest disease tells apart."""
 SEXES = {"F": "female", "M": "male", "O": "other"}
-RACES = (
-    ("hispanic", ("hispanic", "latino", "latina", "south american")),
-    ("black", ("black", "african")),
-    ("asian", ("asian",)),
-    ("white", ("white", "caucasian", "portuguese")),
-    ("native american", ("american indian", "alaska", "native american")),
-    ("pacific islander", ("pacific", "hawaiian")),
+RACES = {
+    "hispanic": re.compile(r"\b(hispanic|latin[oa]|south american)"),
+    "black": re.compile(r"\b(black|african)"),
+    "asian": re.compile(r"\basian"),
+    "white": re.compile(r"\b(white|caucasian|portuguese)"),
+    "native american": re.compile(r"\b(american indian|alaska|native american)"),
+    "pacific islander": re.compile(r"\b(pacific|hawaiian)"),
+}
+"""Group -> the words of corpora that are in it, the first that fits. MIMIC-IV names 33 races, most of them
+too small alone; any other word is a group of its own name."""
+NOT_HISPANIC = re.compile(r"\bno[nt][\s-]*(hispanic|latin[oa])(\s*(/|or)\s*latin[oa])?")
+"""CheXpert Plus says of whoever is not: "White, non-Hispanic"."""
+UNSTATED = re.compile(
+    r"unknown|declin|refus|unable|unspecified|unavailable|"
+    r"\bnot (specified|stated|reported|disclosed|available|applicable)|^(nan|none|null|n/?a|)$"
 )
-"""Word of the corpus -> group, the first that fits. MIMIC-IV names 33 races, most of them too small alone;
-any other word is a group of its own name."""
+"""What corpora write where nobody said."""
 MIN_EFFECT = 0.2
 """Standard deviations of a system's scores that a gap or a regression must reach to raise an alarm: a small
 difference to Cohen (Statistical Power Analysis, 1988). Over thousands of studies less is told from zero."""
@@ -67,10 +75,9 @@ def _age(study: Study) -> str:
 
 
 def _race(study: Study) -> str:
-    words = (study.race or UNKNOWN).casefold()
-    # CheXpert Plus says of whoever is not: "White, non-Hispanic".
-    words = words.replace("non-hispanic", "").replace("not hispanic", "").strip(" ,/-")
-    return next((name for name, terms in RACES if any(term in words for term in terms)), words or UNKNOWN)
+    words = NOT_HISPANIC.sub("", (study.race or "").casefold()).strip(" ,/-")
+    named = next((name for name, terms in RACES.items() if terms.search(words)), None)
+    return named or (UNKNOWN if UNSTATED.search(words) else words)
 
 
 def _view(study: Study) -> str:
