@@ -14,6 +14,7 @@ from tests.evaluation.tables import scored, spread, visits
 from unirg.errors import UserError
 from unirg.evaluation.leaderboard import INVERSE
 from unirg.evaluation.longitudinal import ENCOUNTERS, encounter, longitudinal
+from unirg.evaluation.statistics import holm
 from unirg.evaluation.temporal import CATEGORIES, NO_LABELLER, Category, Temporal
 from unirg.metrics.judge_questions import BROKEN
 from unirg.study import Study
@@ -154,6 +155,19 @@ def test_a_difference_by_chance_is_no_alarm() -> None:
     systems["with"]["bleu2"] = systems["copy-prior"]["bleu2"] + spread(-0.001, 5, size)
     systems["without"]["bleu2"] = systems["with"]["bleu2"] + spread(0.001, 6, size)
     assert alarms(run(systems)) == []
+
+
+def test_p_values_are_corrected_over_the_cells_with_priors_and_no_others() -> None:
+    systems = healthy()
+    rng = np.random.default_rng(5)
+    systems["with"]["bleu2"] = systems["copy-prior"]["bleu2"] + rng.normal(0, 0.1, len(SEEN))
+    (group,) = [g for g in run(systems)["groups"] if g["setting"] == "report"]
+    cells = [cell["against_copy_prior"]["with"]["bleu2"] | {"by": cell["by"]} for cell in group["cells"]]
+    family = [one for one in cells if one["adjusted"] is not None]
+    assert len(family) == 5  # all with a prior, and the later categories
+    raw = np.array([one["p"] for one in family])
+    assert [one["adjusted"] for one in family] == pytest.approx(holm(raw).tolist(), abs=1e-5)
+    assert all(one["adjusted"] is None for one in cells if one["by"] == "encounter")
 
 
 def test_priors_that_do_harm_are_alarmed_though_both_beat_copy_prior() -> None:

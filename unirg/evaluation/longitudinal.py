@@ -5,12 +5,14 @@ by temporal category (`temporal`). In every cell stands copy-prior, which repeat
 does not exceed it has learnt to copy. Of a study without a prior it writes the most frequent report instead,
 so each cell tells how many of its studies have one.
 
-Intervals and paired differences are by patient and not corrected for the number of cells. An alarm needs
-an interval on the wrong side of zero in the metric that the suite leads with, or in errors per report.
+Intervals and paired differences are by patient and not corrected for the number of cells. An alarm needs a
+difference on the wrong side of zero in the metric that the suite leads with, or in errors per report, told by
+approximate randomisation after Holm over the cells where a prior is.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +24,7 @@ from unirg.evaluation.candidates import COPY_PRIOR, Setting
 from unirg.evaluation.groups import RADCLIQ, Record
 from unirg.evaluation.leaderboard import INVERSE
 from unirg.evaluation.scores import Metric, Scores
-from unirg.evaluation.statistics import Array, bootstrap, paired
+from unirg.evaluation.statistics import Array, bootstrap, holm, paired, randomisation
 from unirg.evaluation.temporal import CATEGORIES, NO_LABELLER, NO_ORDER, NO_TEXT, Temporal
 from unirg.study import Study
 
@@ -81,7 +83,8 @@ def longitudinal(
         cell      by ("all", "prior", "encounter", "category"), cell (a name); studies, patients, priors (how
                   many have one); and `too_small`, or
                   values              system -> metric -> mean, low, high, n, missing
-                  against_copy_prior  system -> metric -> system - copy-prior: the same and excludes_zero
+                  against_copy_prior  system -> metric -> system - copy-prior: the same, excludes_zero, p, and
+                                      adjusted (None in cells without a prior)
                   priors_bring        one record a pair: with, without, metrics -> with - without, likewise
 
     Args:
@@ -106,6 +109,7 @@ def longitudinal(
             {"by": by, "cell": name} | _cell(asked, place["setting"], chosen, known)
             for by, name, chosen in _cells(scores.studies, temporal, kept)
         ]
+        _adjust(asked, cells)
         unordered = sum(scores.studies[row].encounter is None for row in kept)
         found.append(place | {"unordered": unordered, "cells": cells})
         if groups.warns(place):
@@ -173,7 +177,7 @@ def _cell(asked: _Asked, setting: Setting, rows: list[int], known: dict[tuple[in
         }
         small = groups.too_small(people, asked.min_group)
         known[tuple(rows)] = size | ({"too_small": True} if small else _measure(asked, setting, rows, people))
-    return known[tuple(rows)]
+    return copy.deepcopy(known[tuple(rows)])  # its p-values are corrected among other cells
 
 
 def _measure(asked: _Asked, setting: Setting, rows: list[int], people: list[str]) -> Record:
@@ -191,19 +195,40 @@ def _measure(asked: _Asked, setting: Setting, rows: list[int], people: list[str]
     }
     stacked = np.column_stack([*columns.values(), *differences.values()])
     found = bootstrap(stacked, people, asked.resamples, asked.seed)
+    p = randomisation(stacked[:, len(columns) :], people, asked.resamples, asked.seed)
     values: dict[str, Record] = {name: {} for name in names}
     for at, (name, metric) in enumerate(columns):
         values[name][metric] = groups.record(found, at)
         if metric == RADCLIQ:
             values[name][INVERSE] = groups.inverse(found, at)
     against: dict[Pair, Record] = {pair: {} for pair in compared}
-    for at, (a, b, metric) in enumerate(differences, start=len(columns)):
-        against[a, b][metric] = groups.difference(found, at)
+    for at, (a, b, metric) in enumerate(differences):
+        numbers = groups.difference(found, len(columns) + at)
+        against[a, b][metric] = numbers | {"p": groups.number(p[at]), "adjusted": None}
     return {
         "values": values,
         "against_copy_prior": {a: against[a, b] for a, b in others},
         "priors_bring": [{"with": a, "without": b, "metrics": against[a, b]} for a, b in asked.pairs],
     }
+
+
+def _adjust(asked: _Asked, cells: Sequence[Record]) -> None:
+    """Fill in the adjusted p-values of each difference over the cells where a prior is."""
+    large = [cell for cell in cells if _has_prior(cell) and "too_small" not in cell]
+    for metric in asked.metrics:
+        families = [
+            [cell["against_copy_prior"][system.name][metric] for cell in large]
+            for system in asked.scores.systems
+            if asked.copies and system.name != COPY_PRIOR
+        ]
+        families += [
+            [cell["priors_bring"][index]["metrics"][metric] for cell in large]
+            for index in range(len(asked.pairs))
+        ]
+        for family in families:
+            p = np.array([np.nan if each["p"] is None else each["p"] for each in family])
+            for each, adjusted in zip(family, holm(p), strict=True):
+                each["adjusted"] = groups.number(adjusted)
 
 
 def _alarms(asked: _Asked, place: Record, cells: Sequence[Record], told: Sequence[str]) -> Iterator[Record]:
@@ -248,8 +273,13 @@ def _has_prior(cell: Record) -> bool:
 
 
 def _worse(found: Sequence[tuple[Record, Record | None]], higher: bool) -> tuple[float, str] | None:
-    """The largest difference on the worse side whose interval excludes zero, and the names of the cells."""
-    bad = [(cell, record) for cell, record in found if record and groups.better(record, higher) is False]
+    """The largest difference on the worse side that is told from chance, and the names of the cells."""
+    bad = [
+        (cell, record)
+        for cell, record in found
+        if record and record["adjusted"] is not None and record["adjusted"] < groups.ALPHA
+        if (record["mean"] < 0) == higher
+    ]
     if not bad:
         return None
     worst = max((record["mean"] for _, record in bad), key=abs)
