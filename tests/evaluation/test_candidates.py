@@ -53,7 +53,7 @@ def test_a_file_becomes_a_system_with_both_settings_and_a_reason_for_each_gap(tm
         "1 of 3 candidates have no heading: their whole text counts as findings"
     )
     assert (system.doubled, system.differing) == (0, 0)
-    assert system.asked == {"s0", "s1", "s2"}
+    assert system.asked == frozenset({"s0", "s1", "s2"})
     assert system.attempts(STUDIES)
     assert not system.attempts(STUDIES[3:])
 
@@ -186,7 +186,7 @@ def test_a_study_without_a_text_is_missing_though_it_was_asked(tmp_path: Path, n
     system = candidates.from_file("other", written(tmp_path, lines, "f.jsonl"), STUDIES)
     assert system.texts["report"].keys() == {"s1"}
     assert system.reasons["s0"] == "no prediction: its file has no text of this study"
-    assert system.asked == {"s0", "s1"}
+    assert system.asked == frozenset({"s0", "s1"})
 
 
 def test_an_artifact_was_asked_about_its_predictions_and_its_failures(world: World) -> None:
@@ -194,7 +194,7 @@ def test_an_artifact_was_asked_about_its_predictions_and_its_failures(world: Wor
     studies = candidates.attempted({}, Cohort.open(cohort))
     said, lost = {"test000-0": "", "test000-1": "Findings: Clear."}, {"zero000-0": "HTTP 500"}
     system = candidates.policy("a", world.predictions("a", cohort, said, lost), studies)
-    assert system.asked == {*said, *lost}
+    assert system.asked == frozenset({*said, *lost})
     assert system.texts["report"] == said
     assert system.note == "1 of 2 candidates are empty and are scored as that"
 

@@ -43,7 +43,7 @@ def lines(found: Sequence[Mapping[str, str]]) -> list[str]:
         together.setdefault((each["why"], how), []).append(each)
     told = []
     for (why, how), those in together.items():
-        labels = ", ".join(each["label"] for each in those) + (" were" if len(those) > 1 else " was")
+        labels = "; ".join(each["label"] for each in those) + (" were" if len(those) > 1 else " was")
         names = ", ".join(each["metric"] for each in those)
         told.append(f"{labels} not computed: {why}; {how.replace(_NAMES, names)}")
     return told

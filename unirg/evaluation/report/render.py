@@ -135,7 +135,7 @@ def _cases(
     lead = page.lead(data)
     higher = bool(data["metrics"][lead]["higher_is_better"])
     chosen = cases.choose(rows, focus, lead, config.cases, policies, higher)
-    corpus = evaluation.manifest.config.get("corpus", "")
+    corpus = str(evaluation.manifest.config.get("corpus", ""))
     studies, systems, _ = compared(policies, cohort, predictions, references, corpus)
     known = {study.study_id: study for study in studies}
 
