@@ -26,6 +26,7 @@ def evaluate(
     consolidation: dsl.Output[dsl.ClassificationMetrics],
     edema: dsl.Output[dsl.ClassificationMetrics],
     pleural_effusion: dsl.Output[dsl.ClassificationMetrics],
+    references: str = "",
 ) -> str:
     """Score every system's predictions against the references; returns the evaluation's URI.
 
@@ -51,6 +52,7 @@ def evaluate(
         consolidation: the same.
         edema: the same.
         pleural_effusion: the same.
+        references: URI of a file with the references, where there is no cohort and the files lack them.
     """
     from unirg import artifact, config, telemetry
     from unirg.evaluation import kfp_outputs
@@ -61,7 +63,7 @@ def evaluate(
     archive = artifact.open_artifact(cohort, "cohort") if cohort else None
     systems = opened(predictions), artifact.open_all(checkpoints)
     scorers = artifact.open_artifact(weights, "weights") if weights else None
-    made = evaluate(settings, archive, *systems, store, scorers)
+    made = evaluate(settings, archive, *systems, store, scorers, references)
     classified = {
         "all": all_conditions,
         "Atelectasis": atelectasis,

@@ -17,6 +17,7 @@ def report(
     traceparent: str,
     html: dsl.Output[dsl.HTML],
     markdown: dsl.Output[dsl.Markdown],
+    references: str = "",
 ) -> str:
     """Render an evaluation as one self-contained HTML file; returns the report's URI.
 
@@ -34,6 +35,7 @@ def report(
         traceparent: W3C trace context of the run.
         html: the report.
         markdown: its Markdown, without figures and cases.
+        references: URI of the file with the references, where the evaluation had one.
     """
     from unirg import artifact, config, telemetry
     from unirg.evaluation import kfp_outputs
@@ -44,6 +46,7 @@ def report(
     settings = config.load(ReportConfig, recipe, overrides)
     evaluated = artifact.open_artifact(evaluation, "evaluate")
     archive = artifact.open_artifact(cohort, "cohort") if cohort else None
-    made = report(settings, evaluated, archive, opened(predictions), artifact.open_all(checkpoints), store)
+    systems = opened(predictions), artifact.open_all(checkpoints)
+    made = report(settings, evaluated, archive, *systems, store, references)
     kfp_outputs.show_report(made, html, markdown)
     return made.uri

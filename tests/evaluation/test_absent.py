@@ -8,7 +8,7 @@ import numpy as np
 
 from unirg import config
 from unirg.evaluation import scores
-from unirg.evaluation.absent import absent
+from unirg.evaluation.absent import absent, lines
 from unirg.evaluation.candidates import SETTINGS, System
 from unirg.evaluation.scores import Scores
 from unirg.metrics import catalog
@@ -52,3 +52,17 @@ def test_a_score_in_one_setting_or_derived_is_not_absent() -> None:
     some.values["one", "findings", "bleu2"][:] = 0.1
     names = {record["metric"] for record in absent(some, ["radcliq_v1"])}
     assert names == CATALOG.keys() - {"bleu2", "radcliq_v1"}
+
+
+def test_scores_with_one_remedy_share_a_line() -> None:
+    found = absent(made(["bleu2"], bleu2=0.5))
+    told = lines(found)
+    assert len(told) == len({(each["why"], each["how"].partition("add ")[0]) for each in found})
+    assert [line for line in told if "no judge" in line] == [told[-1]]
+    assert told[-1].startswith("Errors per report; Significant errors per report; False finding; ")
+    assert told[0] == (
+        "BLEU-4; ROUGE-L were not computed: it was not asked for, and needs no weights; "
+        "add bleu4, rouge_l to scores"
+    )
+    assert [line for line in told if line.startswith("BERTScore was not computed: it needs the weights of")]
+    assert all(any(each["label"] in line for line in told) for each in found)

@@ -44,14 +44,18 @@ def test_a_file_becomes_a_system_with_both_settings_and_a_reason_for_each_gap(tm
     assert system.texts["report"] == {
         "s0": "Findings: Clear. Impression: Normal.",
         "s1": "Findings: Large heart.",
+        "s2": "",
     }
-    assert system.texts["findings"] == {"s0": "Findings: Clear.", "s1": "Findings: Large heart."}
-    assert system.reasons == {
-        "s2": "no prediction: its text is empty in the file",
-        "s3": "no prediction: its file has none of this study",
-    }
-    assert system.note == "1 of 2 candidates have no heading: their whole text counts as findings"
+    assert system.texts["findings"] == {"s0": "Findings: Clear.", "s1": "Findings: Large heart.", "s2": ""}
+    assert system.reasons == {"s3": "no prediction: its file has none of this study"}
+    assert system.note == (
+        "1 of 3 candidates are empty and are scored as that; "
+        "1 of 3 candidates have no heading: their whole text counts as findings"
+    )
     assert (system.doubled, system.differing) == (0, 0)
+    assert system.asked == frozenset({"s0", "s1", "s2"})
+    assert system.attempts(STUDIES)
+    assert not system.attempts(STUDIES[3:])
 
 
 @pytest.mark.parametrize("name", ["f.csv", "f.jsonl", "f.json", "list.json"])
@@ -72,7 +76,7 @@ def test_every_kind_of_file_gives_the_same_system(tmp_path: Path, name: str) -> 
 
 def test_a_file_and_an_artifact_with_the_same_texts_are_the_same_system(world: World, tmp_path: Path) -> None:
     cohort = world.fill(4).cohort()
-    answers = world.answers(0.5)
+    answers = world.answers(0.5) | {"test000-0": "", "test000-1": " "}
     lines = "".join(json.dumps({"study_id": k, "candidate": v}) + "\n" for k, v in answers.items())
     studies = candidates.attempted({}, Cohort.open(cohort))
     ours = candidates.policy("a", world.predictions("a", cohort, answers), studies)
@@ -132,7 +136,7 @@ def test_two_runs_in_an_artifact_are_counted_and_the_first_counts(world: World) 
 def test_studies_that_are_not_evaluated_are_counted(tmp_path: Path) -> None:
     system = candidates.from_file("other", written(tmp_path, CSV + "x1,a\nx2,b\n研究,c\n"), STUDIES)
     assert "3 studies of its file are not evaluated here" in system.note
-    assert system.texts["report"].keys() == {"s0", "s1"}
+    assert system.texts["report"].keys() == {"s0", "s1", "s2"}
 
 
 def test_a_file_of_other_studies_altogether_is_refused_without_its_texts(tmp_path: Path) -> None:
@@ -168,12 +172,31 @@ def test_a_wrong_file_is_refused_by_place_and_without_its_text(
     assert CANARY not in everything_shown(refused.value)
 
 
-@pytest.mark.parametrize("nothing", ['""', '" \\n"', '"nan"', "NaN", "null"])
-def test_a_text_that_says_nothing_is_missing_and_not_scored(tmp_path: Path, nothing: str) -> None:
+@pytest.mark.parametrize("nothing", ['""', '" \\n"', '"nan"', '"Findings: "'])
+def test_a_text_without_words_is_a_candidate_that_says_nothing(tmp_path: Path, nothing: str) -> None:
     lines = f'{{"study_id": "s0", "candidate": {nothing}}}\n{{"study_id": "s1", "candidate": "a"}}\n'
     system = candidates.from_file("other", written(tmp_path, lines, "f.jsonl"), STUDIES)
+    assert system.texts["report"] == {"s0": "", "s1": "Findings: a"}
+    assert "1 of 2 candidates are empty" in system.note
+
+
+@pytest.mark.parametrize("nothing", ['"candidate": NaN', '"candidate": null', '"other": 1'])
+def test_a_study_without_a_text_is_missing_though_it_was_asked(tmp_path: Path, nothing: str) -> None:
+    lines = f'{{"study_id": "s0", {nothing}}}\n{{"study_id": "s1", "candidate": "a"}}\n'
+    system = candidates.from_file("other", written(tmp_path, lines, "f.jsonl"), STUDIES)
     assert system.texts["report"].keys() == {"s1"}
-    assert system.reasons["s0"] == "no prediction: its text is empty in the file"
+    assert system.reasons["s0"] == "no prediction: its file has no text of this study"
+    assert system.asked == frozenset({"s0", "s1"})
+
+
+def test_an_artifact_was_asked_about_its_predictions_and_its_failures(world: World) -> None:
+    cohort = world.fill(2).cohort()
+    studies = candidates.attempted({}, Cohort.open(cohort))
+    said, lost = {"test000-0": "", "test000-1": "Findings: Clear."}, {"zero000-0": "HTTP 500"}
+    system = candidates.policy("a", world.predictions("a", cohort, said, lost), studies)
+    assert system.asked == frozenset({*said, *lost})
+    assert system.texts["report"] == said
+    assert system.note == "1 of 2 candidates are empty and are scored as that"
 
 
 def test_half_a_surrogate_pair_becomes_the_mark_of_a_lost_character(tmp_path: Path) -> None:

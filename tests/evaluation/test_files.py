@@ -62,7 +62,6 @@ def test_references_come_from_the_first_file_that_has_them(tmp_path: Path) -> No
         ("b", "Other."),
         ("c", None),
     ]
-    assert found.conflicts == 1
     assert found.notes == [
         "no cohort was named: there are no baselines, no priors and no images",
         "no file names patients: the intervals take every study for a patient of its own",
@@ -84,9 +83,8 @@ def test_a_file_of_references_counts_alone_and_keeps_what_nobody_predicted(tmp_p
         ("Bare.", None),
     ]
     assert found.systems[0].reasons == {"b": "no prediction: its file has none of this study"}
-    assert found.conflicts == 0
     assert "1 references have no heading: their whole text counts as findings" in found.notes
-    assert not any("patients" in note for note in found.notes)
+    assert not any("patient" in note or "another file" in note for note in found.notes)
     assert found.studies[1].patient_id == "p2"
     assert re.fullmatch("id-[0-9a-f]{24}", found.studies[0].patient_id)
 
@@ -102,6 +100,53 @@ def test_an_id_that_is_not_safe_to_print_is_replaced_alike_in_every_file(tmp_pat
     assert all(re.fullmatch(SAFE_ID, study_id) for study_id in ids)
     assert all(set(system.texts["report"]) == set(ids) for system in found.systems)
     assert not any(system.reasons for system in found.systems)
+
+
+def test_studies_that_name_no_patient_among_others_that_do_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "some.csv"
+    path.write_text("study_id,candidate,reference,patient_id\na,x,r,p1\nb,x,r,\nc,x,r,p1\n")
+    notes = files.alone({"some": str(path)}).notes
+    assert "1 of 3 studies name no patient: the intervals take each of them for a patient of its own" in notes
+
+
+def test_a_corpus_that_is_no_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no name of a corpus"):
+        files.alone({"one": rexrank(tmp_path / "f.json", {"a": "x"})}, corpus="a b")
+
+
+def references(seed: int, size: int = 60, own: float = 0.6) -> list[str]:
+    """Of studies as they come: a share are a patient's own, the others one of a few normal ones."""
+    rng = np.random.default_rng(seed)
+    normal = [f"Findings: Clear {n}." for n in range(5)]
+    return [
+        f"Findings: Mass of {n} mm." if rng.random() < own else normal[rng.integers(5)] for n in range(size)
+    ]
+
+
+@pytest.mark.parametrize("lost", [(), (3,), (3, 17)])
+def test_two_runs_under_other_ids_are_known_by_their_references(
+    tmp_path: Path, lost: tuple[int, ...]
+) -> None:
+    one = references(0)
+    rows = [(f"s{n}", text) for n, text in enumerate(one)]
+    rows += [(f"run2_s{n}", text) for n, text in enumerate(one) if n not in lost]
+    path = tmp_path / "both.csv"
+    path.write_text("study_id,candidate,reference\n" + "".join(f"{key},x,{text}\n" for key, text in rows))
+    (system,) = files.alone({"both": str(path)}).systems
+    assert system.doubled == 0
+    assert system.echoed == sum(text.count("Mass") for n, text in enumerate(one) if n not in lost)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_references_that_repeat_by_nature_are_no_second_run(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    assert files.echoed(references(seed)) == 0
+    assert files.echoed(references(seed, own=0.1)) == 0
+    assert files.echoed(["Findings: Clear."] * 60) == 0
+    # Two films of each study, one after the other; and half of the patients with the same words twice.
+    assert files.echoed([f"Mass of {n // 2} mm." for n in range(60)]) == 0
+    assert files.echoed([f"Mass of {n % 30} mm." for n in rng.permutation(60)]) == 0
+    assert files.echoed([]) == 0
 
 
 def test_two_runs_in_a_file_do_not_stop_it(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from unirg.evaluation.statistics import bootstrap
 from unirg.metrics.radcliq import radcliq_v1
 from unirg.study import Study
 
+ELSEWHERE = ("elsewhere",)
+"""Systems that were asked about other studies."""
 PARTS = ["radgraph", "bertscore", "sembscore", "bleu2"]
 # UniRG-CXR on the findings boards of rajpurkarlab/ReXrank, September 2025.
 UNIRG = {
@@ -49,7 +51,8 @@ def made(
         some = np.broadcast_to(next(iter(columns.values())), len(studies))
         said = {each.study_id: "x" for each, value in zip(studies, some, strict=True) if not np.isnan(value)}
         texts = {setting: said for setting in SETTINGS}
-        known.append(System(name, kinds.get(name, "policy"), texts, {}, ""))
+        asked: frozenset[str] | None = frozenset() if name in ELSEWHERE else None
+        known.append(System(name, kinds.get(name, "policy"), texts, {}, "", asked=asked))
     references = {
         "report": [each.findings or each.impression or "" for each in studies],
         "findings": [each.findings or "" for each in studies],
@@ -199,6 +202,25 @@ def test_a_system_that_was_not_asked_about_a_split_is_not_ranked_and_not_alarmed
     assert result["alarms"] == []
 
 
+@pytest.mark.parametrize("size", [10, 40])
+def test_a_system_that_failed_on_every_study_is_alarmed_whatever_the_size(size: int) -> None:
+    studies = STUDIES[:size]
+    scores = made(studies, ["bleu2"], {"silent": {"bleu2": np.nan}, "whole": {"bleu2": 0.2}})
+    (alarm,) = run(scores)["alarms"]
+    assert (alarm["alarm"], alarm["system"], alarm["value"]) == ("coverage", "silent", 0)
+    assert alarm["sentence"] == (
+        "silent has a report for 0.0% of the studies (phantom, test): it has no means."
+    )
+    assert run(made(studies[:9], ["bleu2"], {"silent": {"bleu2": np.nan}}))["alarms"] == []
+
+
+def test_the_largest_group_is_told_with_what_a_group_needs() -> None:
+    studies = [*(study(n, "one") for n in range(30)), *(study(n, "two") for n in range(8))]
+    result = run(made(studies, ["bleu2"], {"a": {"bleu2": 0.5}}), min_group=25)
+    assert result["limits"] == {"studies": 25, "patients": 10}
+    assert result["largest"] == {"studies": 38, "patients": 19}
+
+
 def test_a_policy_below_a_baseline_is_alarmed_once_a_corpus() -> None:
     scores = made(
         STUDIES,
@@ -250,7 +272,7 @@ def test_a_study_without_findings_counts_in_its_report_alone() -> None:
     ],
 )
 def test_small_groups_have_no_numbers(studies: list[Study], small: bool) -> None:
-    result = run(made(studies, ["bleu2"], {"a": {"bleu2": np.nan}, "b": {"bleu2": 0.5}}))
+    result = run(made(studies, ["bleu2"], {"elsewhere": {"bleu2": np.nan}, "b": {"bleu2": 0.5}}))
     found = group(result)
     assert ("too_small" in found) is small
     if small:

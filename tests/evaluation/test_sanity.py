@@ -105,8 +105,15 @@ def test_a_file_with_two_runs_raises_an_alarm(tmp_path: Path) -> None:
     more = {"doubled": system.doubled, "differing": system.differing}
     result = run({"a": system.texts["report"], "b": sound()}, a=more)
     assert alarms(result) == [("two_runs", "a")]
-    assert result["files"] == {"a": more, "b": {"doubled": 0, "differing": 0}}
+    assert result["files"]["a"] == more | {"echoed": 0}
+    assert result["files"]["b"] == {"doubled": 0, "differing": 0, "echoed": 0}
     assert "200 studies more than once" in result["alarms"][0]["sentence"]
+
+
+def test_references_that_come_a_second_time_raise_the_alarm_of_two_runs() -> None:
+    result = run({"a": sound(0), "b": sound(1)}, a={"echoed": 90})
+    assert alarms(result) == [("two_runs", "a")]
+    assert "the references of 90 studies come a second time" in result["alarms"][0]["sentence"]
 
 
 @pytest.mark.parametrize(
@@ -181,15 +188,21 @@ def test_a_split_that_a_system_was_not_asked_about_leaves_its_means_even() -> No
     asked = [each.study_id for each in studies if each.split == "test"]
     texts = sound()
     some = {key: texts[key] for key in asked}
-    both = made(studies, {"a": {}, "b": {}}, {"a": some, "b": texts})
+    about = {"asked": frozenset(asked)}
+    both = made(studies, {"a": {}, "b": {}}, {"a": some, "b": texts}, a=about)
     result = sanity(both, resamples=200)
     assert ("uneven", "a") not in alarms(result)
     assert result["uneven"] == {
         "a": {"lacking": 0, "studies": 100},
         "b": {"lacking": 0, "studies": 200},
     }
-    fewer = made(studies, {"a": {}, "b": {}}, {"a": {key: some[key] for key in asked[5:]}, "b": texts})
+    fewer = made(
+        studies, {"a": {}, "b": {}}, {"a": {key: some[key] for key in asked[5:]}, "b": texts}, a=about
+    )
     assert sanity(fewer, resamples=200)["uneven"]["a"] == {"lacking": 5, "studies": 100}
+    silent = sanity(made(studies, {"a": {}, "b": {}}, {"a": {}, "b": texts}, a=about), resamples=200)
+    assert silent["uneven"]["a"] == {"lacking": 100, "studies": 100}
+    assert ("uneven", "a") in alarms(silent)
 
 
 def test_baselines_repeat_themselves_by_design() -> None:
@@ -222,6 +235,19 @@ def test_the_rate_of_the_references_is_over_the_studies_that_have_a_candidate() 
 def test_a_system_without_any_candidate_and_a_small_group_have_no_numbers() -> None:
     found = of(run({"a": {}, "b": sound()}))
     assert (found["said"], found["candidates"]["top"], found["fit"]["mean"]) == (0, None, None)
-    small = sanity(made(archive(8), {"a": {}}), resamples=300)
+    small = sanity(made(archive(8), {"a": {}}, {"a": dict.fromkeys(IDS, "")}), resamples=300)
     assert group(small)["too_small"] is True
     assert "systems" not in group(small)
+    assert small["alarms"] == []
+
+
+@pytest.mark.parametrize(("text", "kind"), [(CONSTANT, "top"), ("", "empty")])
+def test_a_collapse_over_a_small_group_is_told_though_its_numbers_are_not(text: str, kind: str) -> None:
+    few = archive(10, patient_id="p1")
+    collapsed = dict.fromkeys((each.study_id for each in few), text)
+    result = sanity(made(few, {"a": {}, "b": {}}, {"a": collapsed}), resamples=300)
+    assert (kind, "a") in alarms(result)
+    assert {system for _, system in alarms(result)} == {"a"}
+    assert "mixed_up" not in dict(alarms(result))
+    assert group(result) == {"split": "test", "corpus": "phantom", "setting": "report", "too_small": True}
+    assert all("(phantom, test, 10 studies alone)" in each["sentence"] for each in result["alarms"])

@@ -247,9 +247,45 @@ def test_two_bare_prediction_files_run_without_a_cohort_or_weights(
     assert "no cohort was named" in data["notes"][0]
     assert "longitudinal did not run" in err
     assert "--cohort" in err
-    for label, weights in (("BERTScore", "bertscore"), ("RadGraph-F1", "radgraph")):
-        assert f"{label} was not computed: it needs the weights of {weights}; run unirg weights fetch" in err
-    assert "Errors per report was not computed: no judge counted errors; set judge_url" in err
+    for label, weights in (("BERTScore was", "bertscore"), ("RadGraph-F1, complete were", "radgraph")):
+        assert f"{label} not computed: it needs the weights of {weights}; run unirg weights fetch" in err
+    assert "were not computed: no judge counted errors; set judge_url" in err
+    remedies = [line.rpartition("; ")[2] for line in err.splitlines() if "not computed" in line]
+    assert len(set(remedies)) == len(remedies)
+    assert "no means are shown" not in err
+
+
+def test_an_evaluation_that_is_too_small_says_so_and_shows_a_collapse_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "few.csv"
+    rows = [f"s{n},{WRONG},Findings: Mass of {n} mm.,p{n // 2}\n" for n in range(12)]
+    path.write_text("study_id,candidate,reference,patient_id\n" + "".join(rows))
+    made = evaluate(config(), None, {"few": str(path)}, {}, str(tmp_path / "store"))
+    found = suites.read(made)
+    assert suites.missing(found)[0] == (
+        "no means are shown: the largest group has 12 studies of 6 patients, and 20 of 10 are needed; "
+        "evaluate more studies, or set min_group lower where the patients suffice"
+    )
+    assert ("sanity", "top", "few") in raised(found)
+    alone = suites.read(
+        evaluate(config(suites=("sanity",)), None, {"few": str(path)}, {}, str(tmp_path / "b"))
+    )
+    (line,) = suites.missing(alone)
+    assert line.startswith(
+        "reports, errors, conditions, longitudinal, zero_shot, subgroups, dynamics did not"
+    )
+
+
+def test_files_of_a_public_corpus_stand_beside_its_board(world: World, tmp_path: Path) -> None:
+    (tmp_path / "boards_2025-09").mkdir()
+    board = tmp_path / "boards_2025-09" / "result_iuxray.csv"
+    board.write_text("Model Name,Institution,Date,BLEU\nTheirs,There,2025,0.2\n")
+    given = bare(tmp_path)
+    settings = config(suites=("reports",), board=str(board.parent), corpus="rexrank_iu_xray")
+    found = suites.read(evaluate(settings, None, given, {}, str(world.store)))
+    assert {group["corpus"] for group in found["reports"]["groups"]} == {"rexrank_iu_xray"}
+    assert any(group["board"] for group in found["reports"]["groups"])
+    with pytest.raises(UserError, match="corpus is the cohort's"):
+        evaluate(settings, world.fill(2).cohort(), given, {}, str(world.store))
 
 
 def test_files_are_told_apart_by_their_content_and_bad_sources_are_refused(

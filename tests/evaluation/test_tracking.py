@@ -14,7 +14,10 @@ from unirg.lifecycle import store
 def test_a_system_becomes_a_run_with_its_aggregates_and_its_training(world: World, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    cohort = world.fill(4).cohort()
+    world.fill(10)
+    world.studies = [study for study in world.studies if study.split != "zero_shot"]
+    world.add("zero", "zero_shot", "effusion", place="harbour")
+    cohort = world.cohort()
     sft = world.checkpoint("sft")
     predictions = {"SFT": world.predictions("sft", cohort, world.answers(1.0), model=sft)}
     uri = f"sqlite:///{tmp_path}/mlflow.db"
@@ -28,7 +31,9 @@ def test_a_system_becomes_a_run_with_its_aggregates_and_its_training(world: Worl
     runs = {run.info.run_name: run for run in client.search_runs([made.experiment_id])}
     assert len(runs) == 4
     assert runs["SFT"].data.metrics["test/report/bleu2"] == 1
-    assert runs["SFT"].data.metrics["test/report/bleu2_n"] == 8
+    assert runs["SFT"].data.metrics["test/report/bleu2_n"] == 20
+    assert "zero_shot/report/bleu2_n" in runs["SFT"].data.metrics
+    assert "zero_shot/report/bleu2" not in runs["SFT"].data.metrics  # of one patient: no number
     assert "test/report/errors" not in runs["SFT"].data.metrics  # there was no judge: no number, not zero
     assert runs["SFT"].data.params["train.learning_rate"] == "0.001"
     assert runs["SFT"].data.tags["digest.train"] == sft.digest

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from unirg.evaluation.scores import Scores
 from unirg.metrics.catalog import CATALOG, JUDGE, scorers
+
+_NAMES = "{names}"
+"""Where the names of scores stand in a remedy that several have."""
 
 
 def absent(scores: Scores, derived: Collection[str] = ()) -> list[dict[str, Any]]:
@@ -32,6 +35,24 @@ def absent(scores: Scores, derived: Collection[str] = ()) -> list[dict[str, Any]
     ]
 
 
+def lines(found: Sequence[Mapping[str, str]]) -> list[str]:
+    """The records of `absent` for a terminal: a line for each reason and remedy, however many share them."""
+    together: dict[tuple[str, str], list[Mapping[str, str]]] = {}
+    for each in found:
+        how = each["how"].replace(_add(each["metric"]), _add(_NAMES))
+        together.setdefault((each["why"], how), []).append(each)
+    told = []
+    for (why, how), those in together.items():
+        labels = "; ".join(each["label"] for each in those) + (" were" if len(those) > 1 else " was")
+        names = ", ".join(each["metric"] for each in those)
+        told.append(f"{labels} not computed: {why}; {how.replace(_NAMES, names)}")
+    return told
+
+
+def _add(names: str) -> str:
+    return f"add {names} to scores"
+
+
 def _explained(name: str, judged: bool, asked: bool) -> dict[str, str]:
     if judged:  # the judge's scores stand in every evaluation
         why, how = "no judge counted errors", "set judge_url and judge_model to a language model's"
@@ -42,8 +63,8 @@ def _explained(name: str, judged: bool, asked: bool) -> dict[str, str]:
         collect = f"scorers=[{','.join(needed)}]"
         how = (
             f"run unirg weights fetch {' '.join(needed)}, then unirg weights make source=hub '{collect}', "
-            f"name the artifact with --weights, and add {name} to scores"
+            f"name the artifact with --weights, and {_add(name)}"
         )
     else:
-        why, how = "it was not asked for, and needs no weights", f"add {name} to scores"
+        why, how = "it was not asked for, and needs no weights", _add(name)
     return {"why": why, "how": how}

@@ -7,6 +7,11 @@ A system's candidates come from an artifact of stage `score` (`policy`) or from 
 `metrics.pairs` reads (`from_file`). Both are cut into sections and joined again by one rule, so that headings
 and line breaks, which BLEU counts, are not what tells two systems apart.
 
+A candidate without words says nothing and is scored as that, in BLEU with 0, wherever it comes from: a system
+that is silent about hard studies must not be spared them. Missing is what has no text at all: a failure, a
+study that the file does not name, a null or NaN in JSON. A CSV has no null, so that its empty cells, and the
+"nan" that pandas may write there, say nothing.
+
 *copy-prior* repeats the patient's previous report; *most-frequent-report* says of every study what the
 training split says most often. A policy that reads its image must beat both.
 """
@@ -14,7 +19,7 @@ training split says most often. A policy that reads its image must beat both.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +55,15 @@ class System:
     """Studies with more than one row in the predictions, of which the first counts: two runs put together."""
     differing: int = 0
     """Of those, the ones whose rows hold different texts."""
+    echoed: int = 0
+    """Studies whose references stand in the file a second time, in the same order: two runs put together
+    under other ids (`files.echoed`)."""
+    asked: frozenset[str] | None = None
+    """Ids of the studies that it was asked about, whatever came of it; None: all of them."""
+
+    def attempts(self, studies: Iterable[Study]) -> bool:
+        """Whether it was asked about any of the studies: silence about the others is a failure then."""
+        return self.asked is None or any(study.study_id in self.asked for study in studies)
 
 
 def text(findings: str | None, impression: str | None, setting: Setting) -> str:
@@ -127,8 +141,11 @@ def policy(name: str, artifact: Artifact, studies: Sequence[Study]) -> System:
     differing = sum(found != {first[key][0]} for key, found in others.items())
     notes = [f"{cut} of {len(first)} candidates were cut at the token limit"] if cut else []
     notes += _twice(len(others), differing)
-    texts = _by_setting({key: prompts.split_sections(words) for key, (words, _) in first.items()})
-    return System(name, "policy", texts, reasons, "; ".join(notes), len(others), differing)
+    said = {study.study_id: first[study.study_id][0] for study in studies if study.study_id in first}
+    texts = _by_setting({key: prompts.split_sections(words) for key, words in said.items()})
+    notes += _silent(texts["report"].values())
+    asked = frozenset(study.study_id for study in studies) & (first.keys() | failed.keys())
+    return System(name, "policy", texts, reasons, "; ".join(notes), len(others), differing, asked=asked)
 
 
 def from_file(name: str, uri: str, studies: Sequence[Study]) -> System:
@@ -149,23 +166,24 @@ def of_file(name: str, file: File, studies: Sequence[Study], known_as: Callable[
     file.need("candidate")
     ids = {known_as(key): key for key in file.records}
     asked = _matching(name, file, {study.study_id for study in studies}, known_as)
-    said = {key: mended(file.text(row, "candidate")) for key, row in ids.items() if key in asked}
-    parts = {key: prompts.split_sections(headed(words)) for key, words in said.items() if words}
+    rows = {key: row for key, row in ids.items() if key in asked and file.given(row, "candidate")}
+    said = {key: headed(mended(file.text(row, "candidate"))) for key, row in rows.items()}
+    texts = _by_setting({key: prompts.split_sections(words) for key, words in said.items()})
     reasons = {
         study.study_id: "no prediction: its file has none of this study"
         if study.study_id not in asked
-        else "no prediction: its text is empty in the file"
+        else "no prediction: its file has no text of this study"
         for study in studies
-        if study.study_id not in parts
+        if study.study_id not in said
     }
     notes = _twice(file.doubled, file.differing)
     if unknown := len(ids) - len(asked):
         notes.append(f"{unknown} studies of its file are not evaluated here")
-    if bare := sum(not has_heading(said[key]) for key in parts):
-        notes.append(
-            f"{bare} of {len(parts)} candidates have no heading: their whole text counts as findings"
-        )
-    return System(name, "policy", _by_setting(parts), reasons, "; ".join(notes), file.doubled, file.differing)
+    notes += _silent(texts["report"].values())
+    if bare := sum(bool(words) and not has_heading(words) for words in said.values()):
+        notes.append(f"{bare} of {len(said)} candidates have no heading: their whole text counts as findings")
+    told = "; ".join(notes)
+    return System(name, "policy", texts, reasons, told, file.doubled, file.differing, asked=frozenset(asked))
 
 
 def headed(words: str) -> str:
@@ -204,6 +222,12 @@ def _by_setting(
     sections: Mapping[str, tuple[str | None, str | None]],
 ) -> dict[Setting, dict[str, str]]:
     return {s: {study_id: text(*parts, s) for study_id, parts in sections.items()} for s in SETTINGS}
+
+
+def _silent(said: Collection[str]) -> list[str]:
+    """The note about candidates that say nothing."""
+    silent = sum(not words for words in said)
+    return [f"{silent} of {len(said)} candidates are empty and are scored as that"] if silent else []
 
 
 def _twice(doubled: int, differing: int) -> list[str]:

@@ -35,7 +35,7 @@ from unirg.metrics.judge_settings import JudgeSettings
 from unirg.metrics.temporal import Labeller
 from unirg.study import Study
 
-VERSION = 4
+VERSION = 5
 STAGE = "evaluate"
 SCORES = "scores.parquet"
 FORMS = (".csv", ".jsonl", ".json")
@@ -71,6 +71,9 @@ class EvaluateConfig(JudgeSettings):
     """Pairs (challenger, champion): in which subgroups the first is worse, of the suite subgroups."""
     ablations: dict[str, str] = {}
     """System -> the one of the whole recipe that it is an ablation of, both with checkpoints: dynamics."""
+    corpus: str = ""
+    """Without a cohort: what the studies are of, such as rexrank_iu_xray, whose public board of `board` then
+    stands beside them."""
     condition_labeller: Literal["auto", "chexbert", "lexicon"] = "auto"
     """Who reads conditions out of reports; `auto`: CheXbert where the weights have it, else the rules."""
     board: str = operational("")
@@ -140,7 +143,7 @@ def evaluate(
             be reached.
     """
     order = _order(config, predictions, checkpoints)
-    _check_sources(cohort, predictions, references)
+    _check_sources(cohort, predictions, references, config.corpus)
     judge = config.judge()
     measured = scoring.metrics(config.scores, config.composite)
     board = leaderboard.read(config.board) if config.board else []
@@ -163,7 +166,7 @@ def evaluate(
                     "(`unirg weights make` prints one)"
                 )
             archive = Cohort.open(cohort) if cohort else None
-            studies, systems, notes = compared(order, archive, predictions, references)
+            studies, systems, notes = compared(order, archive, predictions, references, config.corpus)
             engine = Engine(
                 [name for name, m in measured.items() if name != "composite" and (judge or not m.judged)],
                 weights=weights.uri if weights else "",
@@ -173,7 +176,9 @@ def evaluate(
             )
             scores = scoring.score(studies, systems, measured, config.composite, engine)
             pq.write_table(scores.table(), draft.out / SCORES)
-            data = aggregates.aggregate(scores, config.comparisons, config.resamples, config.seed)
+            data = aggregates.aggregate(
+                scores, config.comparisons, config.resamples, config.seed, config.min_group
+            )
             data |= {"judge": config.judge_model, "composite": config.composite, "notes": notes}
             data |= {"scorers": _scorers(weights), "identity": dict(engine.identity)}
             data |= {"resamples": config.resamples, "seed": config.seed}
@@ -204,11 +209,13 @@ def _options(config: EvaluateConfig) -> suites.Options:
     )
 
 
-def _check_sources(cohort: Artifact | None, predictions: Predictions, references: str) -> None:
+def _check_sources(cohort: Artifact | None, predictions: Predictions, references: str, corpus: str) -> None:
     """Refuse what cannot be compared."""
     if cohort is not None:
         if references:
             raise UserError("references are the cohort's: leave out either --cohort or --references")
+        if corpus:
+            raise UserError("corpus is the cohort's: leave out either --cohort or the setting corpus")
         return
     if made := [name for name, found in predictions.items() if isinstance(found, Artifact)]:
         raise UserError(
@@ -247,16 +254,21 @@ def _content(uri: str) -> str:
 
 
 def compared(
-    order: Sequence[str], cohort: Cohort | None, predictions: Predictions, references: str
+    order: Sequence[str],
+    cohort: Cohort | None,
+    predictions: Predictions,
+    references: str,
+    corpus: str = "",
 ) -> tuple[list[Study], list[System], list[str]]:
     """The studies, the systems as they are shown, and what a reader must know of both.
 
     Args:
         order: names of the predictions; without a cohort the first of their references counts.
+        corpus: without a cohort, what the studies are of; empty: `files.CORPUS`.
     """
     uris = {name: found for name in order if isinstance(found := predictions[name], str)}
     if cohort is None:
-        alone = files.alone(uris, references)
+        alone = files.alone(uris, references, corpus or files.CORPUS)
         return alone.studies, alone.systems, alone.notes
     made = {name: found for name in order if isinstance(found := predictions[name], Artifact)}
     studies = candidates.attempted(made, cohort, uris)

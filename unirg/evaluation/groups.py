@@ -21,6 +21,9 @@ MIN_GROUP = 20
 """Studies that a group needs to be shown as numbers."""
 MIN_PATIENTS = 10
 """Patients that it needs: of fewer one could be recognised, and the bootstrap has too little to draw from."""
+MIN_ALARM = 10
+"""Studies from which a share of them raises an alarm, whether or not the group is shown as numbers: a model
+that says one report to ten patients has collapsed, and of fewer a single one would be a large share."""
 ALPHA = 0.05
 """Adjusted p-value below which a difference is told."""
 RADCLIQ = "radcliq_v1"

@@ -21,7 +21,9 @@ from unirg.evaluation import leaderboard, ranks
 from unirg.evaluation.absent import absent
 from unirg.evaluation.candidates import Setting
 from unirg.evaluation.groups import (
+    MIN_ALARM,
     MIN_GROUP,
+    MIN_PATIENTS,
     RADCLIQ,
     Record,
     Rows,
@@ -61,6 +63,8 @@ def reports(
 
     Keys of the result:
         suite, alarms
+        limits       studies and patients that a group needs to have numbers
+        largest      studies and patients of the largest group
         metrics      name -> label, higher_is_better, rexrank (how ReXrank sets it, empty where it does not)
         references   setting -> the form of the reference
         order        what the order of the systems follows, in words
@@ -80,18 +84,24 @@ def reports(
     about = _about(metrics)
     found: list[Record] = []
     alarms: list[Record] = []
+    sizes = [(0, 0)]
     for place, rows in groups(scores):
         people = patients(scores, rows)
+        sizes.append((len(people), len(set(people))))
         group = place | {"too_small": True}
+        if warns(place) and len(rows) >= MIN_ALARM:
+            alarms += _uncovered(scores, place, rows)
         if not too_small(people, min_group):
             columns = {key: column[rows] for key, column in values.items() if key[1] == place["setting"]}
             group = place | _measure(scores, place["setting"], about, columns, people, resamples, seed)
             if warns(place):
-                alarms += _alarms(scores, group, rows)
+                alarms += _below(scores, group)
         beside = leaderboard.of_corpus(board, place["corpus"], place["setting"])
         found.append(group | {"board": _key(beside[0]) if beside else None})
     return {
         "suite": SUITE,
+        "limits": {"studies": min_group, "patients": MIN_PATIENTS},
+        "largest": dict(zip(("studies", "patients"), max(sizes), strict=True)),
         "metrics": about,
         "references": {"report": FORMS["report"], "findings": FORMS["findings"]},
         "order": f"by {_order_by(about)[1]}",
@@ -224,20 +234,25 @@ def _separate(
         below["behind"] = {"system": above["system"], "metric": RADCLIQ, **difference(found, column)}
 
 
-def _alarms(scores: Scores, group: Record, rows: Rows) -> Iterator[Record]:
-    """What a reader must see first."""
+def _uncovered(scores: Scores, place: Record, rows: Rows) -> Iterator[Record]:
+    """Systems that left out studies of a group that they were asked about."""
+    studies = [scores.studies[row] for row in rows]
     for system in scores.systems:
-        said = sum(scores.studies[i].study_id in system.texts["report"] for i in rows) / len(rows)
-        if 0 < said < COVERAGE:  # none at all: it was not asked about this split, and has no mean
+        said = sum(study.study_id in system.texts["report"] for study in studies) / len(rows)
+        if said < COVERAGE and system.attempts(studies):
+            means = "its means are over those alone, and it is not ranked" if said else "it has no means"
             yield alarm(
                 SUITE,
                 "coverage",
                 system.name,
                 said,
                 COVERAGE,
-                f"{system.name} has a report for {said:.1%} of the studies ({where(group)}): its means are "
-                "over those alone, and it is not ranked.",
+                f"{system.name} has a report for {said:.1%} of the studies ({where(place)}): {means}.",
             )
+
+
+def _below(scores: Scores, group: Record) -> Iterator[Record]:
+    """Policies that rank below a baseline."""
     places = {place["system"]: place["rank"] for place in group["order"] if place["rank"] is not None}
     baselines = [
         system.name for system in scores.systems if system.kind == "baseline" and system.name in places

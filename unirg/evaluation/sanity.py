@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unirg.artifact import Artifact
 from unirg.evaluation.candidates import SETTINGS, Setting, System, reference
 from unirg.evaluation.groups import (
+    MIN_ALARM,
     MIN_GROUP,
     Record,
     Rows,
@@ -35,6 +37,8 @@ from unirg.evaluation.statistics import bootstrap
 from unirg.evaluation.texts import commonest, jaccard, plain, statistics, words
 from unirg.scoring import predictions as predicted
 from unirg.study import Study
+
+Flags = NDArray[np.bool_]
 
 SUITE = "sanity"
 SHOWN = 5
@@ -107,9 +111,10 @@ def sanity(
     Keys of the result:
         suite, alarms
         limits   name of an alarm -> its limit
-        files    system -> doubled, differing: studies with more than one row, of those with different texts
+        files    system -> doubled, differing, echoed: studies with more than one row, of those with different
+                 texts, and studies whose references come a second time in the same order
         uneven   system -> `lacking` (studies that another system has a candidate for and this one not) of
-                 `studies` (that any has one for), in those splits and corpora where it has any
+                 `studies` (that any has one for), in those splits and corpora that it was asked about
         groups   one record a (split, corpus, setting): `too_small`, or `studies`, `patients` and
                  references   shares repeated, top, near, empty, unfinished, findings, impression, and
                               length (q1, median, q3, longest, in words): `texts.statistics`
@@ -137,52 +142,61 @@ def sanity(
             **{"uneven": UNEVEN, "prior": PRIOR_EXCESS, "two_runs": 0, "mixed_up": 0},
         },
         "files": {
-            each.name: {"doubled": each.doubled, "differing": each.differing} for each in scores.systems
+            each.name: {"doubled": each.doubled, "differing": each.differing, "echoed": each.echoed}
+            for each in scores.systems
         },
-        "uneven": _uneven(scores),
+        "uneven": {
+            name: {"lacking": int(lacks.sum()), "studies": int(of.sum())}
+            for name, (lacks, of) in lacking(scores).items()
+        },
         "groups": [],
     }
     found["alarms"] += _file_alarms(scores, found["uneven"])
     for place, rows in groups(scores):
         people = patients(scores, rows)
-        group = place | {"too_small": True}
-        if not too_small(people, min_group):
-            setting: Setting = place["setting"]
-            texts = [scores.references[setting][row] for row in rows]
-            group = place | {"studies": len(people), "patients": len(set(people))}
-            group |= {"references": statistics(texts), "systems": {}}
-            before = priors.get(setting, {})
-            others = _others(scores, rows, seed)
-            for system in scores.systems:
-                one = _system(scores, system, setting, rows, others, cut.get(system.name), before)
-                whole = one["said"] == len(rows)
-                one["expected"] = group["references"] if whole else statistics(one["expected"])
-                fit = one.pop("fit")
-                one["fit"] = record(bootstrap(fit[:, None], people, resamples, seed), 0)
-                group["systems"][system.name] = one
-                if warns(place) and system.kind == "policy":
-                    found["alarms"] += _alarms(system.name, one, where(place))
-        found["groups"].append(group)
+        small = too_small(people, min_group)
+        if small and not (warns(place) and len(rows) >= MIN_ALARM):
+            found["groups"].append(place | {"too_small": True})
+            continue
+        setting: Setting = place["setting"]
+        texts = [scores.references[setting][row] for row in rows]
+        group = place | {"studies": len(people), "patients": len(set(people))}
+        group |= {"references": statistics(texts), "systems": {}}
+        before = priors.get(setting, {})
+        others = _others(scores, rows, seed)
+        for system in scores.systems:
+            one = _system(scores, system, setting, rows, others, cut.get(system.name), before)
+            whole = one["said"] == len(rows)
+            one["expected"] = group["references"] if whole else statistics(one["expected"])
+            fit = one.pop("fit")
+            one["fit"] = record(bootstrap(fit[:, None], people, resamples, seed), 0)
+            group["systems"][system.name] = one
+            if warns(place) and system.kind == "policy":
+                size = f"{where(place)}, {len(rows)} studies alone" if small else where(place)
+                # An interval of a few patients is no evidence that two means are alike.
+                told = one | {"fit": None} if small else one
+                found["alarms"] += _alarms(system.name, told, size)
+        # The alarms of a small group are told; its numbers are not, for a patient could be recognised.
+        found["groups"].append(place | {"too_small": True} if small else group)
     return found
 
 
-def _uneven(scores: Scores) -> Record:
-    """By system: of the split of a corpus where it has no report at all it was not asked, and has no mean."""
+def lacking(scores: Scores) -> dict[str, tuple[Flags, Flags]]:
+    """By system (studies,) that another system has a report of and this one not, and of which any has one.
+
+    Only of the splits and corpora that the system was asked about: elsewhere it has no mean to compare.
+    """
     said = {
-        system.name: [study.study_id in system.texts["report"] for study in scores.studies]
+        system.name: np.array([study.study_id in system.texts["report"] for study in scores.studies], bool)
         for system in scores.systems
     }
-    counts = {name: {"lacking": 0, "studies": 0} for name in said}
+    some = np.logical_or.reduce(list(said.values())) if said else np.zeros(len(scores.studies), bool)
+    asked = {name: np.zeros(len(scores.studies), bool) for name in said}
     for place, rows in groups(scores):
-        if not warns(place):
-            continue
-        known = {name: np.array(own, dtype=np.bool_)[rows] for name, own in said.items()}
-        some = np.logical_or.reduce(list(known.values()))
-        for name, own in known.items():
-            if own.any():
-                counts[name]["lacking"] += int((some & ~own).sum())
-                counts[name]["studies"] += int(some.sum())
-    return counts
+        if warns(place):
+            for system in scores.systems:
+                asked[system.name][rows] = system.attempts(scores.studies[row] for row in rows)
+    return {name: (asked[name] & some & ~own, asked[name] & some) for name, own in said.items()}
 
 
 def _others(scores: Scores, rows: Rows, seed: int) -> list[int | None]:
@@ -274,6 +288,16 @@ def _file_alarms(scores: Scores, uneven: Record) -> Iterator[Record]:
                 f"{system.differing} with different reports, as where two runs were put together: the first "
                 "of each counts.",
             )
+        if system.echoed:
+            yield alarm(
+                SUITE,
+                "two_runs",
+                system.name,
+                system.echoed,
+                0,
+                f"In the file of {system.name} the references of {system.echoed} studies come a second time "
+                "in the same order, as where two runs were put together under other ids: they count twice.",
+            )
         lacking, studies = uneven[system.name]["lacking"], uneven[system.name]["studies"]
         if lacking > UNEVEN * studies and system.kind == "policy":
             yield alarm(
@@ -348,7 +372,7 @@ def _alarms(name: str, found: Record, place: str) -> Iterator[Record]:
             f"{copied:.0%} of the reports of {name} are the patient's last one, {beside.format(usual)}",
         )
     fit = found["fit"]
-    if fit["low"] is not None and fit["low"] <= 0:
+    if fit and fit["low"] is not None and fit["low"] <= 0:
         yield alarm(
             SUITE,
             "mixed_up",

@@ -19,7 +19,7 @@ from unirg import telemetry
 from unirg.artifact import Artifact, ArtifactError
 from unirg.cohort.reader import Cohort
 from unirg.errors import UserError
-from unirg.evaluation import groups
+from unirg.evaluation import absent, groups
 from unirg.evaluation.conditions import Labels, conditions, labelled, lexicon
 from unirg.evaluation.dynamics import dynamics
 from unirg.evaluation.errors import errors
@@ -53,6 +53,7 @@ Suite = Literal[
 SUITES: tuple[Suite, ...] = get_args(Suite)
 LEXICON = "lexicon of findings: rules instead of CheXbert"
 """How the labeller of rules is shown, so that nobody takes its labels for CheXbert's."""
+NOT_ASKED = "it was not asked for"
 NEEDS_COHORT = "name the cohort that the predictions were made on with --cohort"
 
 Record = dict[str, Any]
@@ -118,9 +119,7 @@ def run(scores: Scores, sources: Sources, options: Options) -> Record:
     found: Record = {}
     for name, one in zip(SUITES, runner.suites(), strict=True):
         if name not in options.suites:
-            runner.not_run.append(
-                {"suite": name, "why": "it was not asked for", "how": f"add --suite {name}"}
-            )
+            runner.not_run.append({"suite": name, "why": NOT_ASKED, "how": f"add --suite {name}"})
             continue
         try:
             with telemetry.span(f"evaluate.{name}"):
@@ -141,14 +140,26 @@ def alarms(found: Mapping[str, Any]) -> list[Record]:
 
 
 def missing(found: Mapping[str, Any]) -> list[str]:
-    """What was not computed and how to get it, a line each: suites, then metrics."""
-    lines = [
+    """What was not computed and how to get it: means at all, suites, then metrics, a line for each remedy."""
+    reports = found.get("reports", {})
+    lines = []
+    if reports and all("too_small" in group for group in reports["groups"]):
+        largest, needed = reports["largest"], reports["limits"]
+        lines.append(
+            f"no means are shown: the largest group has {largest['studies']} studies of "
+            f"{largest['patients']} patients, and {needed['studies']} of {needed['patients']} are needed; "
+            "evaluate more studies, or set min_group lower where the patients suffice"
+        )
+    unasked = [each["suite"] for each in found["not_run"] if each["why"] == NOT_ASKED]
+    if unasked:
+        lines.append(f"{', '.join(unasked)} did not run: {NOT_ASKED}; add --suite and the name of one")
+    lines += [
         f"{' of '.join(filter(None, (each['suite'], each.get('system'))))} did not run: "
         f"{each['why']}; {each['how']}"
         for each in found["not_run"]
+        if each["why"] != NOT_ASKED
     ]
-    absent = found.get("reports", {}).get("absent", ())
-    return lines + [f"{each['label']} was not computed: {each['why']}; {each['how']}" for each in absent]
+    return lines + absent.lines(reports.get("absent", ()))
 
 
 class _Runner:

@@ -9,7 +9,8 @@ How a reference's sections become one text decides every score, and ReXrank's ow
 is named (`FORMS`) and goes with the numbers. A candidate is taken as it stands.
 
 A text that is absent, empty, only white space or a NaN is missing: the study is listed with the reason and
-never scored. An error names a file, a row and a column, never what is there.
+never scored (`File.given` tells an empty text from none). An error names a file, a row and a column, never
+what is there.
 """
 
 from __future__ import annotations
@@ -151,15 +152,26 @@ class File:
         """The study's text in a column; empty where it is missing."""
         return self._cell(self.records.get(study_id, ("", {})), column)
 
+    def given(self, study_id: str, column: str) -> bool:
+        """Whether the study has a text in a column, an empty one too; null, NaN and no such key are none."""
+        _, columns = self.records.get(study_id, ("", {}))
+        name = _name(columns, column)
+        return name is not None and not _is_none(columns[name])
+
     def _cell(self, record: Record, column: str) -> str:
         place, columns = record
-        name = next((name for name in _COLUMNS.get(column, (column,)) if name in columns), None)
+        name = _name(columns, column)
         return _text(self.uri, place, name, columns[name]) if name else ""
+
+
+def _name(columns: Mapping[str, Any], column: str) -> str | None:
+    """What a record calls a column; None where it has none."""
+    return next((name for name in _COLUMNS.get(column, (column,)) if name in columns), None)
 
 
 def _text(uri: str, place: str, column: str, value: Any) -> str:
     """The text of a cell, empty where it is missing. An id may be a whole number, and must be Unicode."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if _is_none(value):
         return ""
     is_id = column.endswith("_id")
     if is_id and isinstance(value, int) and not isinstance(value, bool):
@@ -172,6 +184,10 @@ def _text(uri: str, place: str, column: str, value: Any) -> str:
         except UnicodeEncodeError:  # JSON may hold half a surrogate pair, Parquet may not
             raise UserError(f"{uri}: {place}: column {column} is no valid Unicode: mend it") from None
     return "" if value.strip().lower() in _MISSING else value
+
+
+def _is_none(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def _records(uri: str, repeats: bool) -> Iterator[Record]:

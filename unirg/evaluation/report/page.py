@@ -83,7 +83,7 @@ def render(title: str, data: Data, cases: Sequence[Case]) -> Page:
 
 def lead(data: Data) -> str:
     """The metric that the page speaks of first: the composite, or the next one where a part of it lacks."""
-    known = {v["metric"] for v in data["values"] if v["mean"] is not None}
+    known = {v["metric"] for v in data["values"] if v["n"]}
     first = shown_first(data["metrics"])
     return next((name for name in first if name in known), first[0])
 

@@ -135,7 +135,8 @@ def _cases(
     lead = page.lead(data)
     higher = bool(data["metrics"][lead]["higher_is_better"])
     chosen = cases.choose(rows, focus, lead, config.cases, policies, higher)
-    studies, systems, _ = compared(policies, cohort, predictions, references)
+    corpus = str(evaluation.manifest.config.get("corpus", ""))
+    studies, systems, _ = compared(policies, cohort, predictions, references, corpus)
     known = {study.study_id: study for study in studies}
 
     def find(study_id: str) -> tuple[Study, Study | None]:
