@@ -131,7 +131,7 @@ def test_too_few_studies_leave_the_matrices_empty_and_the_summary_stands(
 ) -> None:
     shown = show(run(world, 4), tmp_path)
     assert [each.metadata for each in shown.classified.values()] == [{}] * 6
-    assert "Held-out: means" in shown.html
+    assert "Test set: means" in shown.html
     assert "## Not computed" in shown.markdown
 
 
