@@ -388,6 +388,24 @@ def test_on_a_phone_only_the_tables_scroll_sideways(name: str, request: pytest.F
         assert max(widths) > browser.PHONE[0]
 
 
+def test_an_interval_that_runs_to_a_pole_does_not_squeeze_the_others() -> None:
+    sound = {"mean": 0.9, "low": 0.8, "high": 1.05}
+    found = {"a": sound, "b": sound | {"mean": 1.0}, "c": {"mean": 1.2, "low": 0.9, "high": 90.0}}
+    left, right = plots.limits(found.values()) or (0, 0)
+    assert left < 0.8
+    assert 1.2 < right < 3
+    assert plots.limits([{"mean": 1.0, "low": None, "high": None}, None]) is None
+
+    def drawn(numbers: dict[str, Any]) -> str:
+        systems = [{"name": name, "kind": "policy"} for name in numbers]
+        panels, splits = [("bleu2", "BLEU-2", "")], [("test", "Held-out")]
+        return plots.dots("f", "alt", systems, panels, splits, lambda name, *_: numbers[name])
+
+    assert "beyond the axis" in drawn(found)
+    assert ">80<" not in drawn(found)  # a tick of the axis
+    assert "beyond the axis" not in drawn(found | {"c": sound})
+
+
 def test_a_metric_below_zero_is_drawn_where_it_is() -> None:
     numbers = {"mean": -0.4, "low": -0.5, "high": -0.3}
     drawn = plots.dots(

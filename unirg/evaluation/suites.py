@@ -259,11 +259,12 @@ class _Runner:
         Predictions name their model by its digest. The checkpoint of that digest may lie in another store and
         be given for another system; else the model is looked for in the predictions' own store.
         """
-        known = {made.digest: made for made in self.sources.checkpoints.values()}
-        found = {name: (made, True) for name, made in self.sources.checkpoints.items()}
+        given = self.sources.checkpoints
+        known = {made.digest: made for made in given.values()}
+        found = {name: (made, True) for name, made in given.items()}
         for name, made in self.sources.scored.items():
             if model := made.manifest.inputs.get("model"):
-                found[name] = known.get(model.digest, made), False
+                found[name] = given.get(name, known.get(model.digest, made)), False
         return found
 
     def _subgroups(self) -> Record:

@@ -25,8 +25,8 @@ from unirg.errors import UserError
 from unirg.lifecycle.lineage import artifacts, learns, rolls
 from unirg.study import Study
 
-Listed = dict[str, dict[str, Artifact]]
-"""Store -> digest -> artifact."""
+Listed = dict[str, dict[str, list[Artifact]]]
+"""Store -> digest -> artifacts."""
 LEARNED = ("train", "validate")
 """Splits that a policy learns from: the second chooses its checkpoint."""
 _MODELS = (*STAGES, "serve", "score")
@@ -158,13 +158,13 @@ class _Walk:
                 self._input(made, name, reference)
 
     def _input(self, run: Artifact, name: str, reference: InputRef) -> None:
-        found = self._opened(reference)
-        if found is not None and found.manifest.stage != "cohort":
-            self.follow(found)
-        elif found is not None:
-            if learns(run):
-                self.cohorts.append(_named(found.uri))
-                self._judge(run, _named(found.uri), _taught(found))
+        if opened := self._opened(reference):
+            for found in opened:
+                if found.manifest.stage != "cohort":
+                    self.follow(found)
+                elif learns(run):
+                    self.cohorts.append(_named(found.uri))
+                    self._judge(run, _named(found.uri), _taught(found))
         elif name == "cohort" and (corpora := self._roll(reference.digest)) is not None:
             if learns(run):
                 dropped = _called(name, reference)
@@ -185,18 +185,23 @@ class _Walk:
                     f"leave {place} out of the zero-shot suite",
                 )
 
-    def _opened(self, reference: InputRef) -> Artifact | None:
-        """The artifact that an input names: where it was, else wherever the store has it now."""
+    def _opened(self, reference: InputRef) -> list[Artifact]:
+        """The artifact that an input names where it was, else all of the same content that the store has.
+
+        Two runs may have made the same content; what either learned from, the content may hold.
+        """
         if reference.uri:
             try:
                 found = open_artifact(reference.uri)
             except ArtifactError:
                 found = None
             if found is not None and found.digest == reference.digest:
-                return found
+                return [found]
         if self.store not in self.listed:
-            self.listed[self.store] = {made.digest: made for made in artifacts(self.store)}
-        return self.listed[self.store].get(reference.digest)
+            by_digest = self.listed.setdefault(self.store, {})
+            for made in artifacts(self.store):
+                by_digest.setdefault(made.digest, []).append(made)
+        return self.listed[self.store].get(reference.digest, [])
 
     def _roll(self, digest: str) -> Counter[str] | None:
         """Corpora of a dropped cohort's studies that taught; None where there is no roll of it."""
