@@ -394,7 +394,11 @@ def test_an_interval_that_runs_to_a_pole_does_not_squeeze_the_others() -> None:
     left, right = plots.limits(found.values()) or (0, 0)
     assert left < 0.8
     assert 1.2 < right < 3
-    assert plots.limits([{"mean": 1.0, "low": None, "high": None}, None]) is None
+    far = {"mean": 30.0, "low": None, "high": None}
+    assert (plots.limits([*found.values(), far]) or (0, 99))[1] > 30
+    alike = {"mean": 1.0, "low": 1.0, "high": 1.0}
+    for none in ([{"mean": 1.0, "low": None, "high": None}, None], [alike, alike], [sound, alike]):
+        assert plots.limits(none) is None
 
     def drawn(numbers: dict[str, Any]) -> str:
         systems = [{"name": name, "kind": "policy"} for name in numbers]

@@ -89,18 +89,21 @@ def dots(
 
 
 def limits(found: Iterable[Number | None]) -> tuple[float, float] | None:
-    """How far an axis may go for the sake of intervals: the means with room for four usual half-widths.
+    """Where an axis must end, though intervals go on: the means with room for four usual half-widths.
 
     Near the pole of a reciprocal (1/RadCliQ-v1) one interval can be a hundred times as wide as all others,
-    which would press these into a line.
+    which would press these into a line. None where the intervals are at most twice as wide as that.
     """
-    known = [each for each in found if each and each["mean"] is not None]
-    widths = sorted((each["high"] - each["low"]) / 2 for each in known if each["low"] is not None)
-    if not widths:
+    drawn = [each for each in found if each and each["mean"] is not None]
+    known = [each for each in drawn if each["low"] is not None]
+    if not known:
         return None
-    means = [each["mean"] for each in known]
+    widths = sorted((each["high"] - each["low"]) / 2 for each in known)
+    means = [each["mean"] for each in drawn]  # all of them: no marker may fall off the axis
     room = max(max(means) - min(means), 4 * widths[(len(widths) - 1) // 2])
-    return min(means) - room, max(means) + room
+    left, right = min(means) - room, max(means) + room
+    whole = max(each["high"] for each in known) - min(each["low"] for each in known)
+    return (left, right) if whole > 2 * (right - left) > 0 else None
 
 
 def clip(

@@ -23,7 +23,7 @@ from unirg.evaluation.evaluate import Predictions, compared, sources
 from unirg.evaluation.report import cards, cases, page
 from unirg.study import Study
 
-VERSION = 6
+VERSION = 7
 STAGE = "report"
 HTML = "report.html"
 MARKDOWN = "report.md"
