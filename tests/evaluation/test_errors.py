@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.evaluation.made_scores import alarms, archive, group, made
-from unirg.evaluation.errors import NOT_ASKED, SHARES, errors
+from unirg.evaluation.errors import SHARES, errors
 from unirg.metrics.chexprompt import CATEGORIES
 
 STUDIES = archive(40)
@@ -28,7 +28,7 @@ def counted(seed: int, more: float = 0.0) -> dict[str, np.ndarray]:
     return found
 
 
-def run(systems: Any, judge: str | None = "a judge", **options: Any) -> dict[str, Any]:
+def run(systems: Any, judge: str = "a judge", **options: Any) -> dict[str, Any]:
     return errors(made(STUDIES, systems, **options), judge, resamples=300)
 
 
@@ -73,17 +73,6 @@ def test_significance_that_was_not_kept_by_category_is_absent_rather_than_zero()
     assert found["categories"]["omission"]["insignificant"] is None
     assert found["categories"]["omission"]["all"]["n"] == 40
     assert found["significant"]["mean"] is None
-
-
-def test_without_a_judge_nothing_is_asked_and_no_number_is_shown() -> None:
-    found = run({"a": {"bleu2": 0.4}}, judge=None)
-    assert (found["asked"], found["judge"], found["groups"], found["why"]) == (False, None, [], NOT_ASKED)
-    assert alarms(found) == []
-
-
-def test_counts_without_the_name_of_who_counted_are_refused() -> None:
-    with pytest.raises(ValueError, match="no judge is named"):
-        run({"a": {"errors": 1.0}}, judge=None)
 
 
 def test_a_system_is_compared_with_each_baseline_study_by_study() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from kfp import dsl
 
 import components.evaluate
-from tests.evaluation.worlds import FINDINGS, WRONG, World, bare
+from tests.evaluation.worlds import FINDINGS, WRONG, Made, World, bare
 from unirg import artifact
 from unirg.artifact import Artifact
 from unirg.evaluation import aggregates, kfp_outputs, suites
@@ -124,6 +124,27 @@ def test_a_name_is_shown_as_text_and_no_report_is_quoted(world: World, tmp_path:
     everything = f"{shown.html}{shown.markdown}{shown.metrics.metadata}"
     assert not [words for texts in FINDINGS.values() for words in texts if words in everything]
     assert not [study.study_id for study in world.studies if study.study_id in everything]
+
+
+def test_the_matrices_are_of_a_policy_that_has_reports_here(world: World, tmp_path: Path) -> None:
+    good = world.fill(40).answers(1.0)
+    world.studies.clear()
+    none = {key: text for key, text in good.items() if key.startswith("zero")}
+    shown = show(run(world, 40, good=good, unseen=none), tmp_path)
+    assert sum(map(sum, shown.matrix("all"))) == 80 * 14
+    assert "good, 80 studies" in shown.html
+
+
+def test_a_refusal_names_no_place_of_a_store(world: World, tmp_path: Path) -> None:
+    world.add("train900", "train", "normal", place="harbour")
+    cohort = world.fill(12).cohort()
+    with artifact.draft(str(world.store), "sft", 1, Made(name="saw it"), {"cohort": cohort}) as draft:
+        saw = draft.commit({})
+    said = {"saw it": world.predictions("x", cohort, world.answers(1.0), model=saw)}
+    done = evaluate(EvaluateConfig(resamples=100), cohort, said, {}, str(world.store))
+    shown = show(done, tmp_path)
+    assert f"run sft {saw.uri.rpartition('/')[2]} learned from" in shown.html
+    assert world.store.name not in (shown.html + shown.markdown)
 
 
 def test_too_few_studies_leave_the_matrices_empty_and_the_summary_stands(

@@ -18,7 +18,7 @@ from unirg.errors import UserError
 from unirg.evaluation.evaluate import EvaluateConfig, evaluate
 from unirg.evaluation.report import plots
 from unirg.evaluation.report.render import ReportConfig, report
-from unirg.evaluation.report.shown import signed, without_addresses
+from unirg.evaluation.report.shown import signed
 
 HOSTILE = {
     "script": "<script>alert(1)</script>",
@@ -151,7 +151,7 @@ def test_the_page_says_what_it_is_for_and_who_counted_the_errors(plain: Made) ->
     columns = re.findall(r"(?:Errors per report|Composite reward)\s[\u2191\u2193] ?\(?(.{13})", text)
     assert len(columns) >= 8
     assert set(columns) == {"offline judge"}
-    for part in ("Held-out", "Zero-shot", "most-frequent-report", "copy-prior", "the interval"):
+    for part in ("Test set", "Zero-shot", "most-frequent-report", "copy-prior", "the interval"):
         assert part in text
     assert "no prediction: HTTP 500" in text
 
@@ -189,7 +189,7 @@ def test_markdown_compares_systems_and_has_the_cards(plain: Made) -> None:
     markdown = done.path("report.md").read_text()
     data = json.loads(done.path("report.json").read_text())
     one = next(r for r in data["comparisons"] if r["split"] == "test" and r["setting"] == "report")
-    (row,) = [line for line in markdown.splitlines() if re.match(r"\| .* minus most.*Held", line)]
+    (row,) = [line for line in markdown.splitlines() if re.match(r"\| .* minus most.*Test set", line)]
     assert signed(one["difference"], one["metric"]) in row
     assert re.search(r"[+\N{MINUS SIGN}]\d", row)
     for checkpoint in inputs["checkpoints"].values():
@@ -253,7 +253,7 @@ def test_without_judge_comparisons_zero_shot_or_policies_the_page_still_stands(w
     ).text
     assert "No judge was configured" in text
     assert "no institution was held out" in text
-    assert "No trained system was ranked" in text
+    assert "No policy was ranked" in text
     assert "Too small to be shown as numbers: Held-out, phantom" in text
 
 
@@ -313,21 +313,6 @@ def test_cards_tell_the_data_and_how_each_model_was_made(plain: Made) -> None:
     text = Read(done.path("report.html").read_text()).text
     assert "Known limits: Training has collapsed: one report for all." in text
     assert "Phantoms, drawn by UniRG: no patient (phantom): synthetic" in text
-
-
-def test_no_sentence_names_a_place() -> None:
-    found = without_addresses(
-        {
-            "zero_shot": {"lineage": {"a": {"sentence": "unknown beyond s3://b/x/sft/0123456789abcdef, so"}}},
-            "not_run": [{"why": "run /data/st mary/x learned; and ~/runs/a", "how": "set a/b to n/a"}],
-            "frequent": [{"text": "seen at /data/x"}],
-        }
-    )
-    assert found == {
-        "zero_shot": {"lineage": {"a": {"sentence": "unknown beyond sft 0123456789abcdef, so"}}},
-        "not_run": [{"why": "run (an address) mary/x learned; and (an address)", "how": "set a/b to n/a"}],
-        "frequent": [{"text": "seen at /data/x"}],
-    }
 
 
 @pytest.mark.parametrize("size", [browser.DESKTOP, browser.PHONE])
@@ -401,6 +386,28 @@ def test_on_a_phone_only_the_tables_scroll_sideways(name: str, request: pytest.F
         assert tab.overflow() == 0
         widths = tab.evaluate("[...document.querySelectorAll('.scroll')].map(each => each.scrollWidth)")
         assert max(widths) > browser.PHONE[0]
+
+
+def test_an_interval_that_runs_to_a_pole_does_not_squeeze_the_others() -> None:
+    sound = {"mean": 0.9, "low": 0.8, "high": 1.05}
+    found = {"a": sound, "b": sound | {"mean": 1.0}, "c": {"mean": 1.2, "low": 0.9, "high": 90.0}}
+    left, right = plots.limits(found.values()) or (0, 0)
+    assert left < 0.8
+    assert 1.2 < right < 3
+    far = {"mean": 30.0, "low": None, "high": None}
+    assert (plots.limits([*found.values(), far]) or (0, 99))[1] > 30
+    alike = {"mean": 1.0, "low": 1.0, "high": 1.0}
+    for none in ([{"mean": 1.0, "low": None, "high": None}, None], [alike, alike], [sound, alike]):
+        assert plots.limits(none) is None
+
+    def drawn(numbers: dict[str, Any]) -> str:
+        systems = [{"name": name, "kind": "policy"} for name in numbers]
+        panels, splits = [("bleu2", "BLEU-2", "")], [("test", "Held-out")]
+        return plots.dots("f", "alt", systems, panels, splits, lambda name, *_: numbers[name])
+
+    assert "beyond the axis" in drawn(found)
+    assert ">80<" not in drawn(found)  # a tick of the axis
+    assert "beyond the axis" not in drawn(found | {"c": sound})
 
 
 def test_a_metric_below_zero_is_drawn_where_it_is() -> None:

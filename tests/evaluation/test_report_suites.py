@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from pathlib import Path
@@ -19,7 +20,8 @@ from unirg.evaluation.dynamics import dynamics
 from unirg.evaluation.errors import errors
 from unirg.evaluation.leaderboard import Row
 from unirg.evaluation.longitudinal import longitudinal
-from unirg.evaluation.report import page, plots, told
+from unirg.evaluation.report import figures_subgroups, markdown, page, plots, told
+from unirg.evaluation.report.shown import Shown
 from unirg.evaluation.reports import reports
 from unirg.evaluation.sanity import sanity
 from unirg.evaluation.subgroups import subgroups
@@ -28,6 +30,7 @@ from unirg.evaluation.zero_shot import zero_shot
 
 BAD = " ".join(HOSTILE.values())
 POLICY = f"rl {BAD}"
+SMALL = {"split": "test", "corpus": "tiny", "setting": "report", "too_small": True, "board": None}
 CARD = {
     "corpora": [{"corpus": BAD, "name": BAD, "licence": BAD, "public": False, "synthetic": False}],
     "hold_out": [BAD],
@@ -66,10 +69,10 @@ def data(collapsed: bool) -> dict[str, Any]:
     histories = {POLICY: log, "sft": log}
     suites: dict[str, Any] = {
         "reports": reports(scores, [], **small),
-        "errors": errors(scores, "offline judge", **small),
+        "errors": errors(scores, "offline-judge", **small),
         "conditions": labels.conditions(scores, *labels.labelled(scores, labels.lexicon), BAD, **small),
         "longitudinal": longitudinal(scores, assign(studies), [(POLICY, "sft")], **small),
-        "zero_shot": zero_shot(scores, {}, **small),
+        "zero_shot": zero_shot(scores, ["harbour"], {}, **small),
         "subgroups": subgroups(scores, [(POLICY, "sft")], ["bertscore", "errors"], **small),
         "dynamics": dynamics(histories, {"sft": POLICY}, None, scores, **small),
         "sanity": sanity(scores, **small),
@@ -84,7 +87,7 @@ def data(collapsed: bool) -> dict[str, Any]:
     found = aggregate(scores, [], 100, 0)
     return found | {
         **{"judge": "offline-judge", "composite": {}, "scorers": None, "identity": {}, "resamples": 100},
-        **{"suites": suites, "provenance": []},
+        **{"suites": suites, "provenance": [], "notes": [f"2 references have no heading {BAD}"]},
         "cards": {"data": CARD, "models": [], "unknown": [POLICY], "measures": {}},
     }
 
@@ -150,8 +153,8 @@ def test_the_summary_says_who_is_best_and_what_speaks_against_it(
 ) -> None:
     _, made_page = collapsed
     first = Read(made_page.html).text.split("alarms of")[0]
-    assert "Held-out (60 studies of 30 patients): " in first
-    assert "does best of the trained systems (Errors per report " in first
+    assert "Test set (60 studies of 30 patients): " in first
+    assert "has the best mean rank of the evaluated policies (Errors per report " in first
     assert "copy-prior (Errors per report " in first
     assert f"Do not rely on {plots.visible(POLICY)} before you know why it raised" in first
 
@@ -197,6 +200,88 @@ def test_markdown_holds_the_alarms_and_no_markup_of_a_report(
     assert made_page.markdown.count("\n  - ") >= len(given["suites"]["sanity"]["alarms"])
     assert not re.search(r"(?<!\\)<", made_page.markdown)
     assert "Share of reports by number of errors" in made_page.markdown
+
+
+def test_notes_are_told_beside_the_summary_in_both_forms(collapsed: tuple[dict[str, Any], page.Page]) -> None:
+    given, made_page = collapsed
+    (note,) = given["notes"]
+    assert plots.visible(note) in Read(made_page.html).text.split("alarms of")[0]
+    assert markdown.text(note) in made_page.markdown.split("## Alarms")[0]
+
+
+def test_a_refused_system_is_named_where_its_suite_is_said_not_to_have_run() -> None:
+    given = data(collapsed=False)
+    refused = {"suite": "zero_shot", "system": "sft", "why": "it saw harbour", "how": "Train another."}
+    given["suites"]["not_run"] = [refused]
+    made_page = page.render("Report", given, [])
+    text = Read(made_page.html).text
+    assert "Not run: Zero-shot of sft (" in text
+    assert "Zero-shot of sft was not run: it saw harbour. Train another." in text
+    assert markdown.text("Zero-shot of sft was not run") in made_page.markdown
+
+
+def test_held_out_is_said_only_where_a_cohort_and_a_lineage_show_it() -> None:
+    given = data(collapsed=False)
+    unknown = Read(page.render("Report", given, []).html).text
+    assert "whether these policies have learned from them is not known: rl" in unknown
+    assert "Held-out (" not in unknown
+    checked = {"status": "checked", "sentence": "lineage checked"}
+    given["suites"]["zero_shot"]["lineage"] |= {POLICY: checked, "sft": checked}
+    known = Read(page.render("Report", given, []).html).text
+    assert "beside the radiologist's, on studies kept out of training." in known
+    assert "Held-out (60 studies of 30 patients)" in known
+    given["suites"]["zero_shot"]["lineage"]["sft"] = {"status": "claimed", "sentence": "as claimed"}
+    assert "is not known: sft." in Read(page.render("Report", given, []).html).text
+    given["cards"]["data"] = None
+    files = Read(page.render("Report", given, []).html).text
+    assert "on the studies of prediction files; whether a system has learned" in files
+    assert "Held-out" not in files
+
+
+def test_markdown_has_every_table_that_the_page_has(collapsed: tuple[dict[str, Any], page.Page]) -> None:
+    given, _ = collapsed
+    lost = {"system": "sft", "setting": "report", "split": "test", "reason": "no prediction", "studies": 4}
+    made_of = {"input": "cohort", "stage": "cohort", "version": 3, "digest": "d" * 64, "action_key": "a" * 64}
+    given = given | {
+        "unscored": [lost],
+        "provenance": [made_of | {"counts": {}, "settings": {}, "software": {"numpy": "2.0"}}],
+    }
+    small = given["suites"]["reports"] | {"groups": [*given["suites"]["reports"]["groups"], SMALL]}
+    given["suites"] = given["suites"] | {"reports": small}
+    made_page = page.render("Report", given, [])
+    captions = re.findall(r"<caption><span>(.*?)</span></caption>", made_page.html)
+    apart = ("Leaderboard", "Public", "Phantom", "Studies by place")  # as boards and cards, in other words
+    for caption in map(html.unescape, captions):
+        if not caption.startswith(apart) and "minus second" not in caption:
+            assert markdown.text(caption) in made_page.markdown
+    for words in ("Commonest report", "no prediction", "d" * 16, "numpy 2.0", "Test set, tiny"):
+        assert markdown.text(words) in made_page.markdown
+    for each in given["suites"]["reports"]["absent"]:
+        assert markdown.text(each["how"]) in made_page.markdown
+
+
+def test_the_tables_have_the_metric_and_the_system_of_every_gap_that_raises_an_alarm() -> None:
+    studies = [study(n, sex="FM"[n // 2 % 2]) for n in range(120)]
+    women = np.array([each.sex == "F" for each in studies])
+    rng = np.random.default_rng(0)
+    names = ("one", "two", "three")
+    plain = ("bertscore", "radgraph", "errors", "ratescore")
+    columns = {n: {m: rng.normal(0.5, 0.1, len(studies)) for m in plain} for n in names}
+    columns["three"]["ratescore"] = columns["three"]["ratescore"] - 0.3 * women
+    scores = made(studies, columns)
+    suite = subgroups(scores, [("three", "one")], resamples=300)
+    told = {(each["alarm"], each["system"]) for each in suite["alarms"]}
+    assert {("gap", "three"), ("regression", "three")} <= told
+    given = data(collapsed=False)
+    given |= {"systems": [{"name": n, "kind": "policy", "note": ""} for n in names]}
+    given["suites"] = {"subgroups": suite, "not_run": []}
+    shown = Shown(given, "a judge")
+    each, change = figures_subgroups.figures(suite, shown)
+    label = shown.heading("ratescore")
+    (table,) = [table for table in each.tables if label in table.caption]
+    assert "three" in table.heads
+    assert label in change.tables[0].heads
+    assert "Composite" not in change.svg  # nobody has a mean of it
 
 
 def test_a_suite_that_was_not_run_says_why_and_how_to_have_it() -> None:

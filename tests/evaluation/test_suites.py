@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,37 @@ def test_a_policy_that_saw_the_place_is_refused_for_zero_shot_alone(world: World
     alone = run(world, cohort, {"bad": predictions["bad"]}, {"bad": bad}, suites=("zero_shot",))
     assert "zero_shot" not in alone
     assert any(each["why"].startswith("every policy has learned") for each in alone["not_run"])
+    # Its own digest leads to the model, whether or not anybody names the checkpoint.
+    unnamed = run(world, cohort, {"bad": predictions["bad"]}, suites=("zero_shot",))
+    assert [each for each in unnamed["not_run"] if each["suite"] == "zero_shot"] == [
+        each for each in alone["not_run"] if each["suite"] == "zero_shot"
+    ]
+    assert str(world.store) not in json.dumps(found | unnamed)
+
+
+def test_a_policy_is_not_refused_where_only_the_unseen_place_is_evaluated(world: World) -> None:
+    cohort = world.fill(12).cohort()
+    unseen = {key: text for key, text in exact(world).items() if key.startswith("zero")}
+    good = lineage(world, cohort, "good")
+    said = world.predictions("good", cohort, unseen, model=good)
+    found = run(world, cohort, {"good": said}, {"good": good}, suites=("zero_shot",))
+    assert [each for each in found["not_run"] if each["suite"] == "zero_shot"] == []
+    assert found["zero_shot"]["held_out"] == ["harbour"]
+    assert found["zero_shot"]["lineage"]["good"]["status"] == "checked"
+
+
+def test_the_checkpoint_of_a_prediction_file_is_shown_as_claimed(world: World, tmp_path: Path) -> None:
+    cohort = world.fill(12).cohort()
+    good = lineage(world, cohort, "good")
+    rows = "".join(f'{key},"{text}"\n' for key, text in exact(world).items())
+    (tmp_path / "file.csv").write_text("study_id,candidate\n" + rows)
+    given: dict[str, Artifact | str] = {"file": str(tmp_path / "file.csv")}
+    found = run(world, cohort, given, {"file": good}, suites=("zero_shot",))["zero_shot"]["lineage"]["file"]
+    assert found["status"] == "claimed"
+    assert found["sentence"].startswith("checkpoint as claimed")
+    nobody = run(world, cohort, given, suites=("zero_shot",))
+    assert nobody["zero_shot"]["lineage"]["file"]["status"] == "unknown"
+    assert ("zero_shot", "unknown lineage", "file") in raised(nobody)
 
 
 def test_two_bare_prediction_files_run_without_a_cohort_or_weights(

@@ -15,8 +15,7 @@ from tests.lifecycle.stores import Made, made
 from unirg import artifact, storage
 from unirg.artifact import Artifact
 from unirg.cohort.reader import INDEX, Index, Shard
-from unirg.errors import UserError
-from unirg.evaluation.unseen import check_unseen, held_out
+from unirg.evaluation.unseen import Seen, check_unseen, held_out
 from unirg.lifecycle.lineage import Roll
 from unirg.study import to_table
 
@@ -67,6 +66,10 @@ def trained(
     return policy
 
 
+def named(made: Artifact) -> str:
+    return " ".join(made.uri.split("/")[-2:])
+
+
 def test_a_policy_whose_cohorts_held_the_places_out_passes(store: str) -> None:
     found = check_unseen(trained(store, HELD), PLACES)
     assert found.places == ("iu_xray", "summit")
@@ -78,28 +81,28 @@ def test_a_policy_whose_cohorts_held_the_places_out_passes(store: str) -> None:
 @pytest.mark.parametrize("stage", ["sft", "grpo"])
 def test_a_policy_that_saw_a_place_in_any_of_its_stages_is_refused(tmp_path: Path, stage: str) -> None:
     policy = trained(str(tmp_path), HELD, on={stage: SEEN})
-    with pytest.raises(UserError, match=rf"iu_xray .*/{stage}/\w+ learned from 3 .*hold_out=\[iu_xray\]"):
+    with pytest.raises(Seen, match=rf"iu_xray .* {stage} \w+ learned from 3 .*hold_out=\[iu_xray\]"):
         check_unseen(policy, PLACES)
-    with pytest.raises(UserError, match=rf"summit is no zero-shot set .*/{stage}/"):
+    with pytest.raises(Seen, match=rf"summit is no zero-shot set .* {stage} "):
         check_unseen(policy, ["summit"])
     assert check_unseen(policy, ["stanford"]).unknown == ()
 
 
 def test_a_toy_base_learned_from_its_cohort_and_a_published_one_did_not(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"/base/\w+ learned from 3 studies"):
+    with pytest.raises(Seen, match=r"base \w+ learned from 3 studies"):
         check_unseen(trained(str(tmp_path), SEEN, source="toy"), PLACES)
     assert check_unseen(trained(str(tmp_path), SEEN), PLACES).published == ("hub",)
 
 
 def test_a_place_that_chose_the_checkpoint_was_seen(tmp_path: Path) -> None:
     policy = trained(str(tmp_path), HELD, on={"sft": [*HELD, ("validate", "iu_xray", "indiana")]})
-    with pytest.raises(UserError, match="iu_xray is no zero-shot set"):
+    with pytest.raises(Seen, match="iu_xray is no zero-shot set"):
         check_unseen(policy, PLACES)
 
 
 def test_rexranks_test_set_and_its_corpus_are_one_place(tmp_path: Path) -> None:
     policy = trained(str(tmp_path), HELD, on={"grpo": SEEN})
-    with pytest.raises(UserError, match="rexrank_iu_xray is no zero-shot set"):
+    with pytest.raises(Seen, match="rexrank_iu_xray is no zero-shot set"):
         check_unseen(policy, ["rexrank_iu_xray"])
 
 
@@ -110,17 +113,17 @@ def test_what_cannot_be_followed_is_unknown_rather_than_unseen(tmp_path: Path) -
     assert check_unseen(policy, PLACES).unknown == ()
     there.rename(tmp_path / "gone")
     found = check_unseen(policy, PLACES)
-    assert found.unknown == (base.uri,)
+    assert found.unknown == (named(base),)
     assert found.sentence.startswith("lineage unknown beyond")
 
 
 def test_a_run_that_names_no_cohort_or_no_parent_is_unknown(tmp_path: Path) -> None:
     store = str(tmp_path)
     orphan = made(store, "sft", {"cohort": cohort(store, *HELD)})
-    assert check_unseen(orphan, PLACES).unknown == (f"{orphan.uri}, which names no parent",)
+    assert check_unseen(orphan, PLACES).unknown == (f"{named(orphan)}, which names no parent",)
     rootless = made(store, "grpo", {"parent": made(store, "base", {}, source="hub")})
     found = check_unseen(rootless, PLACES)
-    assert found.unknown == (f"{rootless.uri}, which names no cohort",)
+    assert found.unknown == (f"{named(rootless)}, which names no cohort",)
     assert check_unseen(rootless, []).sentence.startswith("lineage unknown")
 
 
@@ -129,7 +132,7 @@ def test_an_artifact_that_moved_within_its_store_is_found_by_its_digest(tmp_path
     policy = trained(store, HELD, on={"sft": SEEN})
     shutil.move(store, tmp_path / "moved")
     moved = artifact.open_artifact(policy.uri.replace(store, str(tmp_path / "moved")))
-    with pytest.raises(UserError, match="iu_xray is no zero-shot set"):
+    with pytest.raises(Seen, match="iu_xray is no zero-shot set"):
         check_unseen(moved, PLACES)
 
 
@@ -141,7 +144,7 @@ def test_of_a_dropped_cohort_the_roll_still_tells_the_corpora(tmp_path: Path) ->
         Roll.of(source).put(store)
         shutil.rmtree(storage.local_path(source.uri))
         if seen:
-            with pytest.raises(UserError, match=r"iu_xray is no zero-shot set .*dropped since"):
+            with pytest.raises(Seen, match=r"iu_xray is no zero-shot set .*dropped since"):
                 check_unseen(policy, PLACES)
         else:
             (unknown,) = check_unseen(policy, PLACES).unknown
@@ -154,5 +157,40 @@ def test_the_places_of_a_zero_shot_set_are_its_institutions_and_corpora_wholly_i
         *[study(n, "phantom", "zero_shot", institution="summit") for n in range(2)],
         *[study(n, "iu_xray", "zero_shot", institution="indiana") for n in range(2)],
     ]
-    assert held_out(studies) == {"summit", "indiana", "iu_xray"}
-    assert held_out(studies[:2]) == frozenset()
+    assert held_out(studies, studies) == {"summit", "indiana", "iu_xray"}
+    assert held_out(studies[:2], studies) == frozenset()
+
+
+def test_a_corpus_of_which_a_part_was_trained_on_is_not_held_out_where_that_part_is_not_evaluated() -> None:
+    away = [study(n, "phantom", "zero_shot", institution="summit") for n in range(2)]
+    assert held_out(away, [*away, study(0, "phantom", "train", institution="valley")]) == {"summit"}
+
+
+def test_predictions_are_followed_by_the_digest_of_their_model(tmp_path: Path) -> None:
+    store = str(tmp_path)
+    for rows in (HELD, SEEN):
+        source = cohort(store, *rows)
+        policy = made(store, "sft", {"cohort": source, "parent": made(store, "base", {}, source="hub")})
+        said = made(store, "score", {"cohort": source, "model": policy.digest, "prompts": "3"})
+        if rows == SEEN:
+            with pytest.raises(Seen, match="iu_xray is no zero-shot set"):
+                check_unseen(said, PLACES)
+        else:
+            assert check_unseen(said, PLACES).unknown == ()
+    lost = made(
+        store, "score", {"cohort": cohort(store, *HELD), "model": "0123456789abcdef0", "prompts": "3"}
+    )
+    assert check_unseen(lost, PLACES).unknown == ("model 0123456789abcdef",)
+
+
+def test_no_sentence_says_where_somebody_keeps_what_it_names(tmp_path: Path) -> None:
+    store = str(tmp_path / "st mary, ward (3)")
+    with pytest.raises(Seen) as refused:
+        check_unseen(trained(store, HELD, on={"grpo": SEEN}), PLACES)
+    source = str(tmp_path / "weights" / "Qwen3-VL")
+    passed = check_unseen(trained(store, HELD, source=source), PLACES)
+    orphan = check_unseen(made(store, "sft", {"cohort": cohort(store, *HELD)}), PLACES)
+    assert passed.published == ("Qwen3-VL",)
+    for words in (str(refused.value), passed.sentence, orphan.sentence, *passed.cohorts):
+        assert "mary" not in words
+        assert "/" not in words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,9 @@ def values(seed: int, summit: float = 0.0, indiana: float = 0.0) -> np.ndarray:
 
 
 def run(systems: Any, lineage: Any = None, **options: Any) -> dict[str, Any]:
-    return zero_shot(made(STUDIES, systems, **options), lineage or {}, resamples=1000)
+    if lineage is None:
+        lineage = dict.fromkeys(systems, Unseen(PLACES, ("cohort 1",), (), ()))
+    return zero_shot(made(STUDIES, systems, **options), PLACES, lineage, resamples=1000)
 
 
 def test_each_unseen_place_stands_beside_the_test_set_with_its_drop() -> None:
@@ -85,23 +88,40 @@ def test_a_large_drop_on_one_place_raises_an_alarm_for_the_policy_alone() -> Non
     assert only["value"] > only["limit"] == LARGE_DROP
 
 
+def test_the_worst_is_one_of_radcliq_and_its_like_and_no_single_category_of_errors() -> None:
+    parts = ("bleu2", "bertscore", "sembscore", "radgraph")
+    columns = {name: values(at, summit=0.06) for at, name in enumerate(parts)}
+    columns["errors_omission"] = -values(9, summit=0.5)
+    result = run({"a": columns})
+    drops = group(result, **SUMMIT)["drops"]["a"]
+    assert {*parts, "radcliq_v1"} <= set(drops)
+    assert "errors_omission" not in drops
+    assert drops["radcliq_v1"]["in_sd"] > max(drops[name]["in_sd"] for name in parts)
+    (only,) = result["alarms"]
+    assert "RadCliQ-v1" in only["sentence"]
+
+
 def test_alike_places_raise_none() -> None:
     assert alarms(run({"a": {"bleu2": values(1)}, "b": {"bleu2": values(2)}})) == []
 
 
 def test_systems_are_marked_by_what_is_known_of_their_lineage() -> None:
-    checked = Unseen(PLACES, ("store/cohort/1",), (), ())
-    lost = Unseen(PLACES, (), (), ("store/sft/2",))
+    checked = Unseen(PLACES, ("cohort 1",), (), ())
+    lost = Unseen(PLACES, (), (), ("sft 2",))
+    claimed = replace(checked, claimed=True)
     result = run(
-        {name: {"bleu2": values(1)} for name in ("ours", "lost", "file", "copy-prior")},
-        {"ours": checked, "lost": lost},
+        {name: {"bleu2": values(1)} for name in ("ours", "lost", "claimed", "file", "copy-prior")},
+        {"ours": checked, "lost": lost, "claimed": claimed},
         kinds={"copy-prior": "baseline"},
     )
     assert {name: each["status"] for name, each in result["lineage"].items()} == {
-        **{"ours": "checked", "lost": "unknown", "file": "unknown", "copy-prior": "baseline"},
+        **{"ours": "checked", "lost": "unknown", "claimed": "claimed", "file": "unknown"},
+        "copy-prior": "baseline",
     }
+    assert result["lineage"]["claimed"]["sentence"].startswith("checkpoint as claimed")
+    assert alarms(result) == [("unknown lineage", "lost"), ("unknown lineage", "file")]
     assert result["lineage"]["file"]["sentence"].startswith("lineage unknown")
-    assert set(group(result, **SUMMIT)["values"]) == {"ours", "lost", "file", "copy-prior"}
+    assert set(group(result, **SUMMIT)["values"]) == {"ours", "lost", "claimed", "file", "copy-prior"}
 
 
 def test_a_lineage_checked_for_other_places_is_no_check() -> None:
@@ -114,7 +134,7 @@ def test_missing_scores_are_counted_and_small_places_too_small() -> None:
     column[120:130] = np.nan
     studies = [*STUDIES, *archive(8, split="zero_shot", corpus="tiny", institution="hut")]
     scores = made(studies, {"a": {"bleu2": np.append(column, np.full(8, 0.5))}})
-    result = zero_shot(scores, {}, resamples=300)
+    result = zero_shot(scores, ["summit"], {}, resamples=300)
     record = group(result, **SUMMIT)["values"]["a"]["bleu2"]
     assert (record["n"], record["missing"]) == (70, 10)
     hut = group(result, split="zero_shot", corpus="tiny", institution="hut")
@@ -124,6 +144,6 @@ def test_missing_scores_are_counted_and_small_places_too_small() -> None:
 
 def test_without_a_test_set_there_are_means_and_no_drop() -> None:
     scores = made(STUDIES[120:], {"a": {"bleu2": values(1)[120:]}})
-    found = group(zero_shot(scores, {}, resamples=300), **SUMMIT)
+    found = group(zero_shot(scores, ["summit"], {}, resamples=300), **SUMMIT)
     assert found["values"]["a"]["bleu2"]["n"] == 80
     assert "drops" not in found

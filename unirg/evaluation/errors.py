@@ -27,7 +27,7 @@ from unirg.evaluation.groups import (
     warns,
     where,
 )
-from unirg.evaluation.scores import ERRORS, Scores
+from unirg.evaluation.scores import Scores
 from unirg.evaluation.statistics import Array, bootstrap, excludes_zero, paired
 from unirg.metrics.catalog import CATALOG
 from unirg.metrics.chexprompt import CATEGORIES
@@ -38,12 +38,11 @@ SHARES = ("at_most_1", "2", "3", "4_or_more")
 UNANSWERED = 0.05
 """Share of a system's candidates without a verdict from which its counts are in doubt: those that a judge
 leaves out (too long, refused) are not like the others, and a twentieth can carry a small difference."""
-NOT_ASKED = "not asked: no judge counted errors"
 
 
 def errors(
     scores: Scores,
-    judge: str | None,
+    judge: str,
     *,
     resamples: int = 10_000,
     seed: int = 0,
@@ -53,8 +52,7 @@ def errors(
 
     Keys of the result:
         suite, alarms
-        judge        the model that counted, None where none was asked
-        asked        whether one was; where not, `why` says so and `groups` is empty
+        judge        the model that counted
         categories   name -> label, of the six
         groups       one record a (split, corpus, setting): `too_small`, or `studies`, `patients` and
                      systems      system ->
@@ -67,19 +65,12 @@ def errors(
                                   `excludes_zero`; below 0 the system makes fewer errors
 
     Args:
-        judge: the model's name as it is shown, "offline judge" for the one of rules.
-
-    Raises:
-        ValueError: there are counts of errors, and nobody who counted them is named.
+        judge: the model's name at its endpoint, `offline-judge` for the one of rules.
     """
     found: Record = {
-        **{"suite": SUITE, "alarms": [], "judge": judge, "asked": judge is not None, "why": ""},
-        **{"categories": {name: CATALOG[f"errors_{name}"].label for name in CATEGORIES}, "groups": []},
+        **{"suite": SUITE, "alarms": [], "judge": judge, "groups": []},
+        "categories": {name: CATALOG[f"errors_{name}"].label for name in CATEGORIES},
     }
-    if judge is None:
-        if any(np.isfinite(values).any() for (_, _, name), values in scores.values.items() if name in ERRORS):
-            raise ValueError("there are counts of errors and no judge is named")
-        return found | {"why": NOT_ASKED}
     for place, rows in groups(scores):
         people = patients(scores, rows)
         group = place | {"too_small": True}

@@ -2,7 +2,7 @@
 
 The UI reads metrics and confusion matrices from an artifact's metadata, which is JSON and has no NaN: a mean
 that is missing is left out, and told in the summary. A component's artifacts are fixed when it is compiled,
-so the confusion matrices are of one system, the last policy, as the report's cases are by default. The rows
+so the confusion matrices are of one system, the last policy that has a report here. The rows
 of a matrix are the reference's, as KFP has them ("True label"). HTML is shown in a frame that shares nothing
 with the UI, and Markdown is cut at 400,000 characters (frontend/src/components/viewers of KFP 2).
 
@@ -26,7 +26,7 @@ from unirg.evaluation.report.figures_conditions import MEASURES
 from unirg.evaluation.report.markdown import rendered, text
 from unirg.evaluation.report.plots import visible
 from unirg.evaluation.report.render import HTML, MARKDOWN
-from unirg.evaluation.report.shown import SPLITS, Table, formatted
+from unirg.evaluation.report.shown import SPLITS, UNKNOWN, Table, formatted
 from unirg.metrics.conditions import FIVE
 
 ALL = "all"
@@ -128,14 +128,16 @@ def _matrix(counts: Data, places: int) -> Matrix:
 
 
 def _classified(data: Data, found: Data) -> tuple[str, Data | None]:
-    """The last policy, and the group of the conditions over all held-out reports."""
-    policies = [system["name"] for system in data["systems"] if system["kind"] == "policy"]
-    groups = [
-        group
-        for group in found.get("conditions", {}).get("groups", ())
-        if (group["split"], group["setting"]) == ("test", "report") and "too_small" not in group
-    ]
-    return (policies[-1], groups[0]) if policies and groups else ("", None)
+    """The last policy with any candidate, and the group of the conditions over all held-out reports."""
+    for group in found.get("conditions", {}).get("groups", ()):
+        if (group["split"], group["setting"]) == ("test", "report") and "too_small" not in group:
+            read = [
+                system["name"]
+                for system in data["systems"]
+                if system["kind"] == "policy" and group["systems"][system["name"]]["read"]
+            ]
+            return (read[-1], group) if read else ("", None)
+    return "", None
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,8 @@ def _means(data: Data) -> Iterator[Table]:
         ]
         if rows:
             heads = ["System", *(data["metrics"][metric]["label"] for metric in shown)]
-            yield Table(f"{SPLITS[split]}: means with 95% intervals, findings and impression", heads, rows)
+            label = UNKNOWN if split == "test" else SPLITS[split]
+            yield Table(f"{label}: means with 95% intervals, findings and impression", heads, rows)
 
 
 def _conditions(system: str, group: Data, suite: Data) -> Section:

@@ -16,9 +16,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from unirg import telemetry
-from unirg.artifact import Artifact, ArtifactError
+from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
-from unirg.errors import UserError
 from unirg.evaluation import absent, groups
 from unirg.evaluation.conditions import Labels, conditions, labelled, lexicon
 from unirg.evaluation.dynamics import dynamics
@@ -31,7 +30,7 @@ from unirg.evaluation.sanity import cut_at_limit, prior_reports, sanity
 from unirg.evaluation.scores import Scores
 from unirg.evaluation.subgroups import subgroups
 from unirg.evaluation.temporal import assign, truth_of
-from unirg.evaluation.unseen import Unseen, check_unseen, held_out
+from unirg.evaluation.unseen import Listed, Seen, Unseen, check_unseen, held_out
 from unirg.evaluation.zero_shot import zero_shot
 from unirg.metrics.cache import Cache
 from unirg.metrics.chexprompt import Judge
@@ -240,42 +239,43 @@ class _Runner:
         return longitudinal(self.scores, categories, self.options.prior_pairs, shown, **self._how)
 
     def _zero_shot(self) -> Record:
-        places = held_out(self.scores.studies)
+        cohort, studies = self.sources.cohort, self.scores.studies
+        places = held_out(studies, cohort.studies() if cohort else studies)
         if not places:
             raise _NotRun(
                 "no study that is evaluated was held out of all training",
                 "stage the cohort with hold_out naming corpora or institutions, train on it, and score its "
-                "split zero_shot" + ("" if self.sources.cohort else "; " + NEEDS_COHORT),
+                "split zero_shot" + ("" if cohort else "; " + NEEDS_COHORT),
             )
         lineage: dict[str, Unseen] = {}
         refused: set[str] = set()
-        for name, made in self._behind().items():
+        listed: Listed = {}
+        for name, (made, claimed) in self._behind().items():
             try:
-                lineage[name] = check_unseen(made, places)
-            except ArtifactError:
-                raise  # a damaged store says nothing of what was seen
-            except UserError as error:
+                lineage[name] = replace(check_unseen(made, places, listed), claimed=claimed)
+            except Seen as seen:
                 refused.add(name)
-                how = "evaluate a policy trained on a cohort that was staged with hold_out naming the place"
-                self.not_run.append(
-                    {"suite": "zero_shot", "system": name, "why": str(error).partition("; ")[0], "how": how}
-                )
+                self.not_run.append({"suite": "zero_shot", "system": name, "why": seen.why, "how": seen.how})
         kept = [system for system in self.scores.systems if system.name not in refused]
         if not any(system.kind == "policy" for system in kept) and refused:
             raise _NotRun(
                 "every policy has learned from a place that is evaluated as unseen",
                 "evaluate one trained on a cohort that was staged with hold_out naming the place",
             )
-        return zero_shot(replace(self.scores, systems=kept), lineage, **self._how)
+        return zero_shot(replace(self.scores, systems=kept), places, lineage, **self._how)
 
-    def _behind(self) -> dict[str, Artifact]:
-        """System -> the checkpoint that wrote its reports, which may be named for another system."""
-        known = {made.digest: made for made in self.sources.checkpoints.values()}
-        found = dict(self.sources.checkpoints)
+    def _behind(self) -> dict[str, tuple[Artifact, bool]]:
+        """System -> what its lineage is followed from, and whether that is but claimed.
+
+        Predictions name their model by its digest. The checkpoint of that digest may lie in another store and
+        be given for another system; else the model is looked for in the predictions' own store.
+        """
+        given = self.sources.checkpoints
+        known = {made.digest: made for made in given.values()}
+        found = {name: (made, True) for name, made in given.items()}
         for name, made in self.sources.scored.items():
-            model = made.manifest.inputs.get("model")
-            if name not in found and model and model.digest in known:
-                found[name] = known[model.digest]
+            if model := made.manifest.inputs.get("model"):
+                found[name] = given.get(name, known.get(model.digest, made)), False
         return found
 
     def _subgroups(self) -> Record:

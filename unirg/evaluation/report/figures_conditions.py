@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unirg.evaluation.report import draw
 from unirg.evaluation.report.draw import Panel
-from unirg.evaluation.report.shown import Cell, Data, Drawn, Shown, Table, place, whole
+from unirg.evaluation.report.shown import Cell, Data, Drawn, Shown, Table, whole
 
 MEASURES = {"f1": "F1", "precision": "Precision", "recall": "Recall"}
 AVERAGES = {"micro": "micro", "macro": "macro", "macro_supported": "macro, if supported"}
@@ -17,7 +17,7 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
     for name, group in whole(suite):
         found = group["systems"]
         few, names = shown.few(found), shown.names(found)
-        label, labeller = place(group), suite["labeller"]
+        label, labeller = shown.place(group), suite["labeller"]
 
         def condition(measure: str, key: str, system: str, of: Data = found) -> Data | None:
             record: Data | None = of[system][rule]["conditions"][key].get(measure)

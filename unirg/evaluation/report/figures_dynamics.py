@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from unirg.evaluation.report import draw, plots
 from unirg.evaluation.report.draw import Panel, Series
-from unirg.evaluation.report.shown import SPLITS, Cell, Data, Drawn, Shown, Table, formatted
+from unirg.evaluation.report.shown import Cell, Data, Drawn, Shown, Table, formatted
 from unirg.metrics import catalog
 from unirg.metrics.catalog import CATALOG
 
@@ -100,7 +100,7 @@ def _ends(suite: Data, shown: Shown) -> list[Drawn]:
         metrics = [m for m in ("radcliq_v1", "composite", "bertscore", "radgraph", "errors") if m in known][
             :4
         ]
-        title = f"Ablations: {SPLITS.get(group['split'], group['split'])}, {group['corpus'] or 'all corpora'}"
+        title = f"Ablations: {shown.place(group)}"
         caption = "Paired differences at the end of training with 95% intervals; dashed: no difference."
 
         def find(metric: str, pair: str, _: str, of: dict[str, Data] = pairs) -> Data | None:

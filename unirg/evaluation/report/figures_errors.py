@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from unirg.evaluation.report import plots
-from unirg.evaluation.report.shown import Cell, Data, Drawn, Shown, Table, means, place, whole
+from unirg.evaluation.report.shown import Cell, Data, Drawn, Shown, Table, means, whole
 
 KINDS = (("all", "All errors"), ("significant", "Clinically significant"))
 SHARES = {"at_most_1": "At most 1 error", "2": "2 errors", "3": "3 errors", "4_or_more": "4 or more errors"}
@@ -13,7 +13,7 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
     """Two figures a group."""
     drawn = []
     for name, group in whole(suite):
-        label, judge = place(group), shown.judge
+        label, judge = shown.place(group), shown.judge
         found = group["systems"]
         names = shown.names(found)
         systems = [system for system in shown.systems if system["name"] in shown.scored(found)]

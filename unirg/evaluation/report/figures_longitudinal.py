@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from unirg.evaluation.candidates import COPY_PRIOR
 from unirg.evaluation.report import draw
-from unirg.evaluation.report.shown import INVERSE, RADCLIQ, SPLITS, Cell, Data, Drawn, Shown, Table, measured
+from unirg.evaluation.report.shown import INVERSE, RADCLIQ, Cell, Data, Drawn, Shown, Table, measured
 
 FIGURES = {"encounter": ("3b", "By encounter"), "category": ("3c", "By temporal category")}
 CELLS = {"all": "All studies", "prior": "All studies with a prior", "5+": "5th and later"}
@@ -16,7 +16,7 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
     """Three figures a group; 3a where a pair of systems with and without priors was named."""
     drawn = []
     for at, group in enumerate(g for g in suite["groups"] if g["setting"] == "report"):
-        where = f"{SPLITS.get(group['split'], group['split'])}, {group['corpus'] or 'all corpora'}"
+        where = shown.place(group)
         cells = [cell for cell in group["cells"] if "too_small" not in cell]
         if suite["pairs"] and cells:
             drawn.append(_pairs(f"longitudinal-{at}-pairs", where, suite, cells, shown))

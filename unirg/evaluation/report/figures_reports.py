@@ -17,7 +17,6 @@ from unirg.evaluation.report.shown import (
     formatted,
     measured,
 )
-from unirg.evaluation.report.shown import place as in_words
 
 _COLUMNS = (INVERSE, "bertscore", "sembscore", "radgraph", "ratescore", "bleu2")
 """What ReXrank's boards show, in the order of the paper's figure."""
@@ -42,7 +41,7 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
             return found
 
         panels = [(panel.key, panel.title, panel.subtitle) for panel in map(shown.panel, metrics)]
-        label = in_words(group)
+        label = shown.place(group)
         systems = [s for s in shown.systems if s["name"] in shown.scored(group["values"])]
         kept = [(name, SETTINGS[name]) for name in SETTINGS if name in settings]
         titles = ", ".join(shown.label(metric) for metric in metrics)
@@ -86,7 +85,7 @@ def boards(suite: Data, shown: Shown) -> list[dict[str, Any]]:
         errors = ["errors"] if "errors" in known else []
         found.append(
             {
-                "title": f"{in_words(group)}: {SETTINGS[group['setting']].lower()}",
+                "title": f"{shown.place(group)}: {SETTINGS[group['setting']].lower()}",
                 "studies": group["studies"],
                 "columns": [*columns, *errors],
                 "rows": [{**row, "values": group["values"][row["system"]]} for row in group["order"]],

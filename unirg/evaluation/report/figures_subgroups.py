@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from unirg.evaluation.groups import ALPHA
 from unirg.evaluation.report import draw
-from unirg.evaluation.report.shown import Cell, Data, Drawn, Shown, Table, p_value, place, whole
+from unirg.evaluation.report.shown import Cell, Data, Drawn, Shown, Table, p_value, whole
 
 ATTRIBUTES = {"sex": "Sex", "age": "Age", "race": "Race", "view": "View", "institution": "Institution"}
 
@@ -16,9 +19,10 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
         metrics = [
             m for m in suite["metrics"] if any(group["overall"][n][m]["mean"] is not None for n in few)
         ]
-        metrics = [m for m in ("composite", "radcliq_v1", "bertscore", "radgraph", "errors") if m in metrics][
-            :3
-        ]
+        told = _told(suite, group, shown)
+        tabled = list(dict.fromkeys([*_first(metrics), *(metric for _, metric in told)]))
+        listed = shown.names(dict.fromkeys([*few, *(system for system, _ in told)]))
+        metrics = _first(metrics)
         levels = {
             f"{attribute}:{level}": found
             for attribute, of in group["attributes"].items()
@@ -41,7 +45,7 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
             mean: float | None = of["overall"][system][metric]["mean"]
             return mean
 
-        title = f"Subgroups: {place(group)}"
+        title = f"Subgroups: {shown.place(group)}"
         caption = (
             "Each group's scores: bar, the middle half; tick, the median; marker, the mean with its 95% "
             "interval; dashed, the mean over everyone. Studies in brackets."
@@ -52,22 +56,47 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
             *(shown.series(few), find, overall),
         )
         tables = []
-        for metric in metrics:
+        for metric in tabled:
             numbers: list[tuple[str, list[Cell | str]]] = []
             for key, label in rows:
                 cells: list[Cell | str] = []
-                for n in few:
+                for n in listed:
                     each = find(metric, key, n)
                     gap = each and each["gap"]
                     cells.append(Cell(each, metric))
                     cells.append(Cell({**gap, "mean": gap["gap"]}, metric, signed=True) if gap else "best")
                     cells.append(p_value(gap["adjusted"]) if gap else "")
                 numbers.append((label, cells))
-            heads = ["Group", *(h for n in few for h in (n, "gap to the best", "adjusted p"))]
+            heads = ["Group", *(h for n in listed for h in (n, "gap to the best", "adjusted p"))]
             tables.append(Table(f"{title}: {shown.heading(metric)}", heads, numbers))
         drawn.append(Drawn(name, "4d", title, caption, svg, tables))
-        drawn += _regressions(name, group, shown)
+        drawn += _regressions(name, suite, group, shown)
     return drawn
+
+
+def _first(metrics: Sequence[str]) -> list[str]:
+    """The three that are drawn."""
+    wanted = ("composite", "radcliq_v1", "bertscore", "radgraph", "errors", "bleu2", "rouge_l")
+    return [m for m in wanted if m in metrics][:3]
+
+
+def _large(suite: Data, each: Data) -> bool:
+    """Whether a gap or difference is one that raises an alarm: the tables must have its numbers."""
+    told = each["adjusted"] is not None and each["adjusted"] < ALPHA
+    return told and each["in_sd"] is not None and each["in_sd"] <= -suite["min_effect"]
+
+
+def _told(suite: Data, group: Data, shown: Shown) -> list[tuple[str, str]]:
+    """(policy, metric) of every gap that raises an alarm."""
+    policies = [system["name"] for system in shown.systems if system["kind"] == "policy"]
+    return [
+        (name, metric)
+        for of in group["attributes"].values()
+        for level in of["levels"].values()
+        for name in policies
+        for metric, each in level.get("values", {}).get(name, {}).items()
+        if each["gap"] and _large(suite, each["gap"])
+    ]
 
 
 def _two(group: Data, shown: Shown) -> list[str]:
@@ -79,10 +108,13 @@ def _two(group: Data, shown: Shown) -> list[str]:
     return [n for n in known if n in kept]
 
 
-def _regressions(name: str, group: Data, shown: Shown) -> list[Drawn]:
+def _regressions(name: str, suite: Data, group: Data, shown: Shown) -> list[Drawn]:
     drawn = []
     for at, (pair, metrics) in enumerate(group["regressions"].items()):
-        kept = [m for m, by in metrics.items() if by][:3]
+        known = {m: [each for levels in by.values() for each in levels.values()] for m, by in metrics.items()}
+        kept = _first([m for m, found in known.items() if any(each["mean"] is not None for each in found)])
+        worse = [m for m, found in known.items() if any(_large(suite, each) for each in found)]
+        tabled = list(dict.fromkeys([*kept, *worse]))
         first: Data = metrics[kept[0]] if kept else {}
         rows = [(f"{a}:{level}", f"{ATTRIBUTES[a]}: {level}") for a, by in first.items() for level in by]
         if not rows:
@@ -93,7 +125,7 @@ def _regressions(name: str, group: Data, shown: Shown) -> list[Drawn]:
             found: Data | None = of[metric].get(attribute, {}).get(level)
             return found
 
-        title = f"Change by subgroup: {place(group)}"
+        title = f"Change by subgroup: {shown.place(group)}"
         caption = f"{pair}: paired differences with 95% intervals; the dashed line is no difference."
         series = [draw.Series("", pair, "#0072B2", "o")]
         panels = [shown.panel(m) for m in kept]
@@ -104,7 +136,7 @@ def _regressions(name: str, group: Data, shown: Shown) -> list[Drawn]:
                 label,
                 [
                     cell
-                    for m in kept
+                    for m in tabled
                     for cell in (
                         Cell(find(m, row, ""), m, signed=True),
                         p_value((find(m, row, "") or {}).get("adjusted")),
@@ -113,6 +145,6 @@ def _regressions(name: str, group: Data, shown: Shown) -> list[Drawn]:
             )
             for row, label in rows
         ]
-        heads = ["Group", *(h for m in kept for h in (shown.heading(m), "adjusted p"))]
+        heads = ["Group", *(h for m in tabled for h in (shown.heading(m), "adjusted p"))]
         drawn.append(Drawn(key, "4d", title, caption, svg, [Table(f"{title}: {pair}", heads, numbers)]))
     return drawn

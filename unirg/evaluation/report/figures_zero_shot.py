@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from unirg.evaluation.groups import ALPHA
 from unirg.evaluation.report import draw, plots
-from unirg.evaluation.report.shown import Cell, Data, Drawn, Shown, Table, measured, p_value, place
+from unirg.evaluation.report.shown import RADCLIQ, Cell, Data, Drawn, Shown, Table, measured, p_value
 
 SIDES = (("test", "Places learned from (test set)"), ("zero_shot", "Unseen places"))
 
@@ -18,7 +19,10 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
     if set(sides) != {"test", "zero_shot"} or not away:
         return []
     known = measured(sides["zero_shot"])
-    metrics = shown.first(known, 6)
+    metrics = shown.first(known, 5)
+    metrics = [RADCLIQ, *metrics] if RADCLIQ in known else metrics
+    told = [m for g in away for of in g["drops"].values() for m, d in of.items() if _large(suite, d)]
+    tabled = list(dict.fromkeys([*metrics, *told]))
     names = shown.names(sides["zero_shot"]["values"])
     systems = [s for s in shown.systems if s["name"] in shown.scored(sides["zero_shot"]["values"])]
 
@@ -35,9 +39,9 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
     )
     tables = [
         Table(
-            f"{place(group)}: {group['studies']} studies, {group['patients']} patients",
-            ["System", *map(shown.heading, metrics)],
-            [(n, [Cell(group["values"][n].get(m), m) for m in metrics]) for n in names],
+            f"{shown.place(group)}: {group['studies']} studies, {group['patients']} patients",
+            ["System", *map(shown.heading, tabled)],
+            [(n, [Cell(group["values"][n].get(m), m) for m in tabled]) for n in names],
         )
         for group in groups
     ]
@@ -45,7 +49,8 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
 
     few, kept = shown.few(sides["zero_shot"]["values"]), metrics[:4]
     rows = [
-        (str(at), place(group) if group["corpus"] else "All unseen places") for at, group in enumerate(away)
+        (str(at), shown.place(group) if group["corpus"] else "All unseen places")
+        for at, group in enumerate(away)
     ]
 
     def drop(metric: str, row: str, system: str) -> Data | None:
@@ -64,13 +69,13 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
     tables = [
         Table(
             f"{label}: drop with 95% interval; p-values corrected over the places",
-            ["System", *(head for m in metrics for head in (shown.heading(m), "adjusted p"))],
+            ["System", *(head for m in tabled for head in (shown.heading(m), "adjusted p"))],
             [
                 (
                     n,
                     [
                         cell
-                        for m in metrics
+                        for m in tabled
                         for cell in (
                             Cell(drop(m, row, n), m, signed=True),
                             p_value(away[int(row)]["drops"][n][m]["adjusted"]),
@@ -83,3 +88,9 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
         for row, label in rows
     ]
     return [*drawn, Drawn("zero-shot-drops", "4a", title, caption, svg, tables)]
+
+
+def _large(suite: Data, drop: Data) -> bool:
+    """Whether a drop is one that raises an alarm: the tables must have its numbers."""
+    told = drop["adjusted"] is not None and drop["adjusted"] < ALPHA
+    return told and (drop["in_sd"] or 0) >= suite["large_drop"]

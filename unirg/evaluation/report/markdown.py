@@ -1,12 +1,12 @@
-"""The page as Markdown: summary, alarms and every table; the figures are in the HTML."""
+"""The page as Markdown: all that its HTML tells but figures, cases and the settings of each stage."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from unirg.evaluation.report import plots
-from unirg.evaluation.report.shown import SPLITS, Cell, Data, Drawn, Table, formatted, signed
+from unirg.evaluation.report import plots, tables
+from unirg.evaluation.report.shown import SPLITS, Cell, Data, Drawn, Shown, Table, formatted, signed
 from unirg.evaluation.report.told import SUITES, Told
 
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$<>&:@-])")
@@ -15,14 +15,22 @@ _MARKS = re.compile(r"([\\`*_{}\[\]()#+!|~$<>&:@-])")
 def render(
     title: str,
     data: Data,
+    shown: Shown,
     sentences: Sequence[str],
     told: Sequence[Told],
-    drawn: Mapping[str, Sequence[Drawn]],
     boards: Sequence[Table],
+    drawn: Mapping[str, Sequence[Drawn]],
+    beside: Mapping[str, Sequence[Table]],
 ) -> str:
-    """The whole text; whatever came from outside is escaped, so that it shows as it is written."""
-    lines = [f"# {text(title)}", "", "**Research use, not for diagnosis.**", "", "## Summary"]
+    """The whole text; whatever came from outside is escaped, so that it shows as it is written.
+
+    Args:
+        beside: suite -> tables that stand beside its figures.
+    """
+    lines = [f"# {text(title)}", "", "**Research use, not for diagnosis.**"]
+    lines += ["", f"Reports beside the radiologist's, {text(shown.about())}.", "", "## Summary"]
     lines += [line for sentence in sentences for line in ("", text(sentence))]
+    lines += ["", *(f"- {text(note)}." for note in data["notes"])] if data["notes"] else []
     lines += ["", "## Alarms", ""]
     for kind in told:
         lines.append(f"- **{text(kind.meaning)}** ({text(SUITES[kind.suite])})")
@@ -40,14 +48,29 @@ def render(
             lines += ["", f"### {text(figure.title)}{paper}", "", text(figure.caption)]
             for table in figure.tables:
                 lines += rendered(table)
+        for table in beside.get(suite, ()):
+            lines += rendered(table)
+        if small := shown.small(data["suites"][suite]):
+            lines += ["", text(f"Too small to be shown as numbers: {'; '.join(small)}.")]
     lines += ["", "## Data and model cards", "", *_cards(data["cards"])]
-    missing = data["suites"].get("not_run", [])
-    if missing:
-        lines += ["", "## Not run", ""]
-        for entry in missing:
-            name = SUITES.get(entry["suite"], entry["suite"])
-            lines.append(f"- {text(name)}: {text(entry['why'])}. {text(entry['how'])}")
+    lines += ["", "## Not scored, and why", *_missing(data, shown)]
+    lines += ["", "## Provenance", *rendered(tables.provenance(data)), ""]
+    lines += [f"- {text(name)} {text(version)}" for name, version in tables.software(data).items()]
     return "\n".join(lines) + "\n"
+
+
+def _missing(data: Data, shown: Shown) -> Iterator[str]:
+    """Suites that did not run, metrics without a number, studies without a score."""
+    yield ""
+    for entry in data["suites"]["not_run"]:
+        name = tables.not_run(entry, SUITES)
+        yield f"- {text(name)} was not run: {text(entry['why'])}. {text(entry['how'])}"
+    if data["uneven"]["studies"]:
+        yield f"- {data['uneven']['studies']} studies have a candidate from some systems and not from others."
+    for table in (*tables.absent(data), *tables.unscored(data, shown)):
+        yield from rendered(table)
+    if not data["unscored"]:
+        yield from ("", "Every system has a candidate for every study.")
 
 
 def _cards(cards: Data) -> Iterator[str]:

@@ -16,9 +16,9 @@ from unirg.evaluation.report import (
     figures_zero_shot,
     markdown,
     plots,
+    tables,
     told,
 )
-from unirg.evaluation.report import shown as showing
 from unirg.evaluation.report.cases import KINDS, Case
 from unirg.evaluation.report.shown import SETTINGS, SPLITS, Cell, Drawn, Shown, Table, formatted, signed
 from unirg.metrics.catalog import CATALOG
@@ -69,16 +69,18 @@ def render(title: str, data: Data, cases: Sequence[Case]) -> Page:
     levels = dict.fromkeys(level for case in cases for level in case.levels)
     raised = told.alarms(data)
     words = list(told.sentences(data, raised, shown))
+    odd = told.summary(suites.get("sanity", {}))
+    beside = {"sanity": tables.sanity(odd, shown)}
     html = template.render(
         **{"title": title, "data": data, "cases": cases, "view": view, "shown": shown},
         **{"kinds": KINDS, "levels": sorted(levels), "told": raised, "suite_names": told.SUITES},
         **{"suite_figures": drawn, "boards": boards, "most_named": told.NAMED},
         sentences=words,
         public_boards=figures_reports.public(reports) if reports else [],
-        sanity_groups=told.summary(suites.get("sanity", {})),
+        sanity=list(zip(odd, beside["sanity"], strict=True)),
     )
-    tables = [*(figures_reports.as_table(board, shown) for board in boards), *view.differences()]
-    return Page(html.lstrip(), markdown.render(title, data, words, raised, drawn, tables))
+    ranked = [*(figures_reports.as_table(board, shown) for board in boards), *view.differences(shown)]
+    return Page(html.lstrip(), markdown.render(title, data, shown, words, raised, ranked, drawn, beside))
 
 
 def lead(data: Data) -> str:
@@ -106,23 +108,11 @@ class View:
         self.lead = lead(data)
         self.judge = judge_label(data["judge"])
         self.colours = plots.colours(data["systems"])
-        self._values = {
-            (v["system"], v["split"], v["metric"]): v
-            for v in data["values"]
-            if v["setting"] == "report" and v["corpus"] is None and v["institution"] is None
-        }
         self.splits = [split for split in SPLITS if any(g["split"] == split for g in data["groups"])]
-
-    def find(self, system: str, split: str, metric: str) -> Data | None:
-        """The mean of whole reports over a split; None where the evaluation has none."""
-        return self._values.get((system, split, metric))
 
     def group(self, split: str) -> Data:
         """Studies and patients of a whole split."""
         return next(g for g in self.data["groups"] if g["split"] == split and g["corpus"] is None)
-
-    def split(self, name: str) -> str:
-        return SPLITS.get(name, name)
 
     def by(self, metric: str) -> str:
         """Whose numbers are in the metric, beside ours: the scorers', the judge's, both, or nobody's."""
@@ -152,11 +142,11 @@ class View:
                 row["by"][record["metric"]] = record
         return [[rows[split] for split in self.splits if split in rows] for rows in pairs.values()]
 
-    def differences(self) -> list[Table]:
+    def differences(self, shown: Shown) -> list[Table]:
         """`compared` as a table, for Markdown; none where nothing was compared."""
         rows = [
             (
-                f"{row['a']} minus {row['b']}, {self.split(row['split'])}",
+                f"{row['a']} minus {row['b']}, {shown.split(row['split'])}",
                 [
                     *(
                         Cell(one | {"mean": one["difference"]}, m, signed=True)
@@ -171,8 +161,10 @@ class View:
         heads = ["Systems", *map(self.label, self.headline), f"In words ({self.label(self.lead)})"]
         return [Table("Paired differences, findings and impression", heads, rows)] if rows else []
 
-    small = staticmethod(showing.small)
-    place = staticmethod(showing.place)
+    @staticmethod
+    def not_run(entry: Data) -> str:
+        """What did not run, by the heading that it would have."""
+        return tables.not_run(entry, told.SUITES)
 
     def count(self, kinds: Sequence[told.Told]) -> int:
         """How many alarms there are."""
@@ -182,7 +174,7 @@ class View:
         """What the alarms say of any of these systems."""
         return [kind.meaning for kind in kinds if set(systems) & set(kind.systems())]
 
-    def public(self, boards: Sequence[Data]) -> bool:
+    def public(self) -> bool:
         """Whether any board has public rows, beside ours or alone."""
         return bool(self.data["suites"]["reports"]["public"]["boards"])
 
@@ -201,12 +193,8 @@ class View:
         return [(anchor, label) for anchor, label in found if label]
 
     def software(self) -> dict[str, str]:
-        """Versions over all stages; several where stages ran with different ones."""
-        found: dict[str, dict[str, None]] = {}
-        for entry in self.data["provenance"]:
-            for name, version in entry["software"].items():
-                found.setdefault(name, {})[version] = None
-        return {name: ", ".join(versions) for name, versions in sorted(found.items())}
+        """Versions over all stages."""
+        return tables.software(self.data)
 
 
 def _term(name: str) -> str:

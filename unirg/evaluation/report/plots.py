@@ -10,7 +10,7 @@ import io
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -64,12 +64,13 @@ def dots(
     with style():
         figure = blank(height)
         axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        beyond = False
         for axis, (metric, title, subtitle) in zip(axes, panels, strict=False):
             add_title(axis, title, subtitle, room=any(panel[2] for panel in panels))
-            for rank, (split, _) in enumerate(splits):
-                lift = (rank - (len(splits) - 1) / 2) * 0.34
-                found = [find(system["name"], split, metric) for system in systems]
-                tints = [shown[system["name"]] for system in systems]
+            tints = [shown[system["name"]] for system in systems]
+            rows_ = [[find(system["name"], split, metric) for system in systems] for split, _ in splits]
+            lifts = [(rank - (len(splits) - 1) / 2) * 0.34 for rank in range(len(splits))]
+            for rank, (lift, found) in enumerate(zip(lifts, rows_, strict=True)):
                 level(axis, lift, found, tints, "o", size=5.5, hollow=rank > 0)
             axis.set_yticks(range(len(systems)), [short(system["name"]) for system in systems])
             axis.set_ylim(len(systems) - 0.4, -0.6)
@@ -77,14 +78,58 @@ def dots(
             if axis.dataLim.xmin >= 0:  # from zero, with room for a marker there
                 most = axis.get_xlim()[1]
                 axis.set_xlim(-0.03 * most, most)
+            for lift, found in zip(lifts, rows_, strict=True):
+                beyond |= clip(axis, lift, found, tints, limits(each for row in rows_ for each in row))
             axis.grid(axis="x")
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        add_legend(
-            figure,
-            [("o", label, INK, INK if rank == 0 else "white") for rank, (_, label) in enumerate(splits)],
-        )
+        legend = [("o", label, INK, INK if rank == 0 else "white") for rank, (_, label) in enumerate(splits)]
+        add_legend(figure, legend + ([(">", "beyond the axis", MUTED, MUTED)] if beyond else []))
         return as_svg(figure, name, alt)
+
+
+def limits(found: Iterable[Number | None]) -> tuple[float, float] | None:
+    """Where an axis must end, though intervals go on: the means with room for four usual half-widths.
+
+    Near the pole of a reciprocal (1/RadCliQ-v1) one interval can be a hundred times as wide as all others,
+    which would press these into a line. None where the intervals are at most twice as wide as that.
+    """
+    drawn = [each for each in found if each and each["mean"] is not None]
+    known = [each for each in drawn if each["low"] is not None]
+    if not known:
+        return None
+    widths = sorted((each["high"] - each["low"]) / 2 for each in known)
+    means = [each["mean"] for each in drawn]  # all of them: no marker may fall off the axis
+    room = max(max(means) - min(means), 4 * widths[(len(widths) - 1) // 2])
+    left, right = min(means) - room, max(means) + room
+    whole = max(each["high"] for each in known) - min(each["low"] for each in known)
+    return (left, right) if whole > 2 * (right - left) > 0 else None
+
+
+def clip(
+    axis: Axes,
+    lift: float,
+    found: Sequence[Number | None],
+    tints: Sequence[str],
+    within: tuple[float, float] | None,
+) -> bool:
+    """Keep the axis within its limits, with an arrow where an interval goes on; whether any does."""
+    if within is None:
+        return False
+    left, right = axis.get_xlim()
+    left, right = max(left, within[0]), min(right, within[1])
+    axis.set_xlim(left, right)
+    _, lines = rows_of(found)
+    clipped = False
+    for row in lines:
+        each = found[row] or {}
+        for end, marker, outside in ((left, "<", each["low"] < left), (right, ">", each["high"] > right)):
+            if outside:
+                axis.scatter(
+                    [end], [row + lift], s=22, marker=marker, color=tints[row], zorder=3, clip_on=False
+                )
+                clipped = True
+    return clipped
 
 
 def add_title(axis: Axes, title: str, subtitle: str, room: bool) -> None:

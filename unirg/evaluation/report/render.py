@@ -21,10 +21,9 @@ from unirg.errors import UserError
 from unirg.evaluation import aggregates
 from unirg.evaluation.evaluate import Predictions, compared, sources
 from unirg.evaluation.report import cards, cases, page
-from unirg.evaluation.report.shown import without_addresses
 from unirg.study import Study
 
-VERSION = 6
+VERSION = 7
 STAGE = "report"
 HTML = "report.html"
 MARKDOWN = "report.md"
@@ -113,7 +112,7 @@ def suites(evaluation: Artifact) -> dict[str, Any]:
     """What the suites found; of an evaluation that ran none, that none ran."""
     if not any(entry == SUITES for entry in evaluation.manifest.files):
         return {"not_run": [{"suite": "every suite", "why": "the evaluation holds none", "how": HOW}]}
-    return dict(without_addresses(json.loads(evaluation.path(SUITES).read_bytes())))
+    return dict(json.loads(evaluation.path(SUITES).read_bytes()))
 
 
 def _cases(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,8 @@ MARKERS = "osD^vPX*"
 MOST = 4
 """Systems in a figure that has many categories; its table has all of them."""
 SPLITS = {"test": "Held-out", "zero_shot": "Zero-shot", "validate": "Validation", "train": "Training"}
+UNKNOWN = "Test set"
+"""How the first of them is called where nobody can say that no policy has learned from it."""
 SETTINGS = {"report": "Findings and impression", "findings": "Findings alone"}
 INVERSE, RADCLIQ = "inverse_radcliq_v1", "radcliq_v1"
 DASH, MINUS = "\N{EM DASH}", "\N{MINUS SIGN}"
@@ -71,30 +72,16 @@ def signed(value: float | None, metric: str) -> str:
     return f"+{text}" if value is not None and value > 0 else text
 
 
-_ADDRESS = re.compile(r"(?:\b[a-z][a-z0-9+.-]*:/|(?<![\w/.~]))~?/[^\s,;()]+")
-_MADE = re.compile(r"/([a-z]+)/([0-9a-f]{16})\W?$")
-
-
-def without_addresses(found: Any) -> Any:
-    """JSON whose sentences name no place: of an artifact stage and key stay, they say which and not where.
-
-    Texts of reports are left alone; they hold no address that is ours.
-    """
-    if isinstance(found, list):
-        return [without_addresses(each) for each in found]
-    if isinstance(found, dict):
-        return {
-            key: _ADDRESS.sub(_named, each)
-            if key in ("why", "how", "sentence") and isinstance(each, str)
-            else without_addresses(each)
-            for key, each in found.items()
-        }
-    return found
-
-
-def _named(address: re.Match[str]) -> str:
-    made = _MADE.search(address[0])
-    return f"{made[1]} {made[2]}" if made else "(an address)"
+def unfollowed(data: Data) -> list[str]:
+    """Policies of which nobody can say what they learned from; all of them where there is no cohort."""
+    policies = [system["name"] for system in data["systems"] if system["kind"] == "policy"]
+    if not data["cards"]["data"]:
+        return policies
+    lineage = data["suites"].get("zero_shot", {}).get("lineage", {})
+    status = {name: each["status"] for name, each in lineage.items()}
+    status |= {each["system"]: "refused" for each in data["suites"]["not_run"] if each.get("system")}
+    lost = data["cards"]["unknown"]
+    return [n for n in policies if status.get(n, "unknown" if n in lost else "") in ("unknown", "claimed")]
 
 
 class Shown:
@@ -108,6 +95,36 @@ class Shown:
         names = [system["name"] for system in self.systems]
         self.markers = {name: MARKERS[at % len(MARKERS)] for at, name in enumerate(names)}
         self.judge = judge
+        self.unfollowed = unfollowed(data)
+        kept_out = data["cards"]["data"] and not self.unfollowed
+        self.splits = SPLITS if kept_out else {**SPLITS, "test": UNKNOWN}
+
+    def split(self, name: str) -> str:
+        return self.splits.get(name, name)
+
+    def place(self, group: Data) -> str:
+        """A group in words."""
+        where = group.get("institution") or group["corpus"]
+        return f"{self.split(str(group['split']))}, {where or 'all corpora'}"
+
+    def small(self, suite: Data) -> list[str]:
+        """The groups that are too small to be shown, in words."""
+        return [
+            f"{self.place(group)}, {SETTINGS.get(group['setting'], group['setting']).lower()}"
+            for group in suite.get("groups", [])
+            if "too_small" in group
+        ]
+
+    def about(self) -> str:
+        """What is known of how the studies were chosen, for the head of the page."""
+        if not self.data["cards"]["data"]:
+            return "on the studies of prediction files; whether a system has learned from them is not known"
+        if self.unfollowed:
+            return (
+                "on studies that the cohort keeps out of training; whether these policies have learned from "
+                f"them is not known: {'; '.join(self.unfollowed)}"
+            )
+        return "on studies kept out of training"
 
     def series(self, names: Sequence[str]) -> list[Series]:
         return [Series(name, name, self.colours[name], self.markers[name]) for name in names]
@@ -195,13 +212,6 @@ def measured(group: Data, key: str = "values") -> list[str]:
     return list(found)
 
 
-def place(group: Data) -> str:
-    """A group in words."""
-    where = group.get("institution") or group["corpus"]
-    split = str(group["split"])
-    return f"{SPLITS.get(split, split)}, {where or 'all corpora'}"
-
-
 def whole(suite: Data, settings: Sequence[str] = ("report",)) -> Iterator[tuple[str, Data]]:
     """The groups with numbers in these settings, held-out ones first, each with a name for ids."""
     order = list(SPLITS)
@@ -209,15 +219,6 @@ def whole(suite: Data, settings: Sequence[str] = ("report",)) -> Iterator[tuple[
     groups.sort(key=lambda g: order.index(g["split"]) if g["split"] in order else len(order))
     for at, group in enumerate(groups):
         yield f"{suite['suite']}-{at}", group
-
-
-def small(suite: Data) -> list[str]:
-    """The groups that are too small to be shown, in words."""
-    return [
-        f"{place(group)}, {SETTINGS.get(group['setting'], group['setting']).lower()}"
-        for group in suite.get("groups", [])
-        if "too_small" in group
-    ]
 
 
 def means(
