@@ -48,7 +48,7 @@ def evaluate(
 
     Two prediction files need neither a cohort nor weights: what was not computed is told, and how to get it.
     """
-    from unirg.evaluation import suites
+    from unirg.evaluation import aggregates, suites
     from unirg.evaluation.evaluate import EvaluateConfig, evaluate, opened
 
     if not predictions and not cohort:
@@ -64,7 +64,7 @@ def evaluate(
     systems, checkpoints = opened(named(predictions)), artifact.open_all(named(checkpoint))
     made = evaluate(settings, archive, systems, checkpoints, store, scorers, references)
     found = suites.read(made)
-    for line in suites.missing(found):
+    for line in [*aggregates.notes(aggregates.read(made)), *suites.missing(found)]:
         print(f"evaluate: {line}", file=sys.stderr)
     for raised in suites.alarms(found):
         print(f"evaluate: ALARM ({raised['suite']}): {raised['sentence']}", file=sys.stderr)

@@ -277,6 +277,7 @@ def test_two_bare_prediction_files_run_without_a_cohort_or_weights(
     assert means["b", "bleu2"] == means["b", "bleu4"] == means["b", "rouge_l"] == 1
     assert means["a", "rouge_l"] < 0.8
     assert "no cohort was named" in data["notes"][0]
+    assert "evaluate: no cohort was named" in err
     assert "longitudinal did not run" in err
     assert "--cohort" in err
     for label, weights in (("BERTScore was", "bertscore"), ("RadGraph-F1, complete were", "radgraph")):
@@ -305,6 +306,19 @@ def test_an_evaluation_that_is_too_small_says_so_and_shows_a_collapse_all_the_sa
     assert line.startswith(
         "reports, errors, conditions, longitudinal, zero_shot, subgroups, dynamics did not"
     )
+
+
+def test_a_second_run_under_other_ids_is_told_on_the_terminal_where_there_is_a_cohort(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort = world.fill(4).cohort()
+    path = tmp_path / "both.csv"
+    rows = [f'{run}{key},"{text}"\n' for run in ("", "run2_") for key, text in exact(world).items()]
+    path.write_text("study_id,candidate\n" + "".join(rows))
+    named = ["--cohort", cohort.uri, "--predictions", f"both={path}", "--suite", "reports"]
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", *named, "resamples=100", "--store", str(world.store)])
+    assert "evaluate: both: 16 studies of its file are not evaluated here" in capsys.readouterr().err
 
 
 def test_files_of_a_public_corpus_stand_beside_its_board(world: World, tmp_path: Path) -> None:

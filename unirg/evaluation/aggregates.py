@@ -77,6 +77,12 @@ def read(evaluation: Artifact) -> dict[str, Any]:
     return dict(json.loads(evaluation.path(FILE).read_bytes()))
 
 
+def notes(data: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of the studies and of each system, a line each; no text of a report, no id."""
+    of_systems = (f"{each['name']}: {each['note']}" for each in data["systems"] if each["note"])
+    return [*data["notes"], *of_systems]
+
+
 def shown_first(measured: Mapping[str, Any]) -> tuple[str, ...]:
     """The metrics of the headline: the paper's rewards where a model scores, else those without a model."""
     clinical = [name for name in ("bertscore", "sembscore", "radgraph") if name in measured]
