@@ -346,7 +346,8 @@ def _alarms(scores: Scores, group: Record) -> Iterator[Record]:
         }
         if silent:
             worst = max(silent, key=lambda name: silent[name])
-            others = f", nor {len(silent) - 1} other conditions" if len(silent) > 1 else ""
+            more = len(silent) - 1
+            others = f", nor {more} other condition{'s' if more > 1 else ''}" if more else ""
             yield alarm(
                 SUITE,
                 "never_stated",
