@@ -120,9 +120,7 @@ class Registry:
         """
         stage = checkpoint.manifest.stage
         if stage not in STAGES:
-            raise UserError(
-                f"{checkpoint.uri} was made by stage {stage}: only {', '.join(STAGES)} make models"
-            )
+            raise UserError(f"{checkpoint.uri} was made by stage {stage}: name a {' or '.join(STAGES)}")
         if not in_database(self.tracking_uri) and storage.is_local(checkpoint.uri):
             raise UserError(
                 f"{checkpoint.uri} lies on this machine, and no MLflow server takes it from there: use a "
@@ -213,12 +211,10 @@ class Registry:
             entry = client.create_model_version(self._log, wanted.uri, tags=tags, await_creation_for=0)
             promotions = self._promotions(client)
             self._move_alias(client)
-            counts = [
-                one for one in promotions if one.number == int(entry.version) or (key and one.key == key)
-            ]
-            if not counts:  # through a server another came in between, or had the same key
-                raise _outdated(promotions, expected)
-            return counts[0]
+            for one in promotions:
+                if one.number == int(entry.version) or (key and one.key == key):
+                    return one
+            raise _outdated(promotions, expected)  # through a server another came in between
 
     def approve(self, version: int, who: str, why: str = "") -> Version:
         """Note that a person approves a version.
@@ -338,9 +334,7 @@ def _said(who: str, why: str) -> None:
     if not who.strip():
         raise UserError("nobody says it: name who (UNIRG_ACTOR or --who)")
     if len(who) > LONGEST_REASON or len(why) > LONGEST_REASON:
-        raise UserError(
-            f"the name has {len(who)} characters, the reason {len(why)}: at most {LONGEST_REASON}"
-        )
+        raise UserError(f"who has {len(who)} characters, why {len(why)}: at most {LONGEST_REASON} each")
 
 
 def _now() -> str:
