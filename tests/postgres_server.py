@@ -116,7 +116,15 @@ def running() -> Iterator[Server]:
 
 
 def _make(folder: Path, command: list[Any]) -> None:
-    options = ["--username", USER, "--auth", "scram-sha-256", "--pwfile", folder / "password", "--no-sync"]
+    options: list[Any] = [
+        "--username",
+        USER,
+        "--auth",
+        "scram-sha-256",
+        "--pwfile",
+        folder / "password",
+        "--no-sync",
+    ]
     done = subprocess.run(
         [*command, "--pgdata", folder / "data", *options, "--locale", "C.UTF-8", "--encoding", "UTF8"],
         cwd=folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ def staged(
     store: str, groups: Groups, parts: Mapping[str, Artifact] | None = None, **splits: tuple[str, ...]
 ) -> Artifact:
     """A cohort of several corpora, a shard for each group; `parts` and their splits as combined ones have."""
-    inputs: dict[str, Artifact | str] = dict(parts or {"corpus": "d1"})
+    inputs: dict[str, Artifact | str] = {**parts} if parts else {"corpus": "d1"}
     config = Combined(name=repr(groups), splits=splits)
     with artifact.draft(store, "cohort", 1, config, inputs) as draft:
         if draft.committed:
@@ -163,9 +164,7 @@ def test_a_model_retrained_for_years_is_traced_to_its_first_cohort(tmp_path: Pat
     for number in range(depth):
         model = made(store, "sft", {"cohort": first, "parent": model}, name=str(number))
     graph = Graph(store, ())
-    frame, used = sys._getframe(), 0
-    while frame is not None:
-        frame, used = frame.f_back, used + 1  # type: ignore[assignment]
+    used = len(inspect.stack(0))
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(used + 30)  # fewer than a call a generation
     try:

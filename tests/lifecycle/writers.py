@@ -1,7 +1,7 @@
 """Processes that write to one metrics store at the same moment, or are killed at every step of a write.
 
     together(ACTION, URI, ARGUMENTS)    what each of several processes found, in their order
-    killed(ACTION, URI, ARGUMENTS)      kills at each step in turn; each time another process repeats it
+    killed(ACTION, URI, ARGUMENTS)      kills before each write in turn; each time another process repeats it
 
 Run as a script that has imported MLflow, and forks before it connects: eight imports would take minutes.
 """
@@ -41,9 +41,10 @@ def together(action: str, uri: str, *arguments: str, count: int = 8) -> list[Any
 
 
 def killed(action: str, uri: str, *arguments: str) -> int:
-    """Kill a process before and after each of its writes; `{step}` in an argument is the number of the kill.
+    """Kill a process before each of its writes; `{step}` in an argument is the number of the kill.
 
-    After each, another process does the same to the end. Returns how often was killed.
+    After each, another process does the same to the end. Returns how often was killed. To kill it after a
+    write is to kill it before the next one.
     """
     return int(_run("killed", action, uri, *arguments))
 
@@ -91,12 +92,13 @@ def register(uri: str, number: int, artifacts: str, name: str = "unirg") -> int:
     return Registry(uri, name).register(open_artifact(uris[number % len(uris)])).number
 
 
-def promote(uri: str, number: int, key: str = "") -> str:
-    """Each its own version, all expecting none."""
+def promote(uri: str, number: int, key: str = "", versions: str = "1 2 3 4 5 6 7 8") -> str:
+    """Each its own version, or with a key all the first one, all expecting none."""
     from unirg.lifecycle.registry import Outdated, Registry
 
     try:
-        made = Registry(uri).set_champion(1 if key else number + 1, None, f"process {number}", key=key)
+        version = int(versions.split()[0 if key else number])
+        made = Registry(uri).set_champion(version, None, f"process {number}", key=key)
     except Outdated:
         return "outdated"
     return f"{made.number}: {made.version} by {made.who}"
@@ -129,7 +131,7 @@ ACTIONS: dict[str, Callable[..., Any]] = {
 
 
 def _kill(action: Callable[[], object], step: int) -> bool:
-    """Fork a process that kills itself before (even steps) or after a write; whether it came to that."""
+    """Fork a process that kills itself before its write of this number; whether it came to that."""
     child = os.fork()
     if child == 0:
         _arm(step)
@@ -148,13 +150,10 @@ def _arm(step: int) -> None:
 
     def counted(method: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         nonlocal writes
+        if writes == step:
+            os.kill(os.getpid(), signal.SIGKILL)
         writes += 1
-        if writes == step // 2 + 1 and step % 2 == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        answer = method(*arguments, **named)
-        if writes == step // 2 + 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return answer
+        return method(*arguments, **named)
 
     for name in WRITES:
         method = getattr(MlflowClient, name)
