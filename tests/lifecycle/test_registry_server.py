@@ -65,7 +65,7 @@ def test_processes_that_race_through_a_server_make_one_version_and_one_promotion
         registry.register(each)
     numbers = [one.number for one in registry.versions()]
     assert len(numbers) == 8
-    told = together("promote", server, "", " ".join(map(str, numbers)), count=4)
+    told = together("promote", server, "own", " ".join(map(str, numbers)), count=4)
     assert sorted(told)[1:] == ["outdated"] * 3
     (promotion,) = registry.history()
     assert promotion.version in numbers

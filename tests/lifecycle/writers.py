@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -89,19 +90,37 @@ def register(uri: str, number: int, artifacts: str, name: str = "unirg") -> int:
     from unirg.lifecycle.registry import Registry
 
     uris = artifacts.split()
-    return Registry(uri, name).register(open_artifact(uris[number % len(uris)])).number
+    return _repeated(
+        uri, lambda: Registry(uri, name).register(open_artifact(uris[number % len(uris)])).number
+    )
 
 
 def promote(uri: str, number: int, key: str = "", versions: str = "1 2 3 4 5 6 7 8") -> str:
-    """Each its own version, or with a key all the first one, all expecting none."""
+    """Each its own version, all expecting none; with a key all the first one, but with `own`."""
     from unirg.lifecycle.registry import Outdated, Registry
 
+    version = int(versions.split()[number if key in ("", "own") else 0])
+    key = f"key {number}" if key == "own" else key
     try:
-        version = int(versions.split()[0 if key else number])
-        made = Registry(uri).set_champion(version, None, f"process {number}", key=key)
+        made = _repeated(uri, lambda: Registry(uri).set_champion(version, None, f"process {number}", key=key))
     except Outdated:
         return "outdated"
     return f"{made.number}: {made.version} by {made.who}"
+
+
+def _repeated(uri: str, action: Callable[[], Any]) -> Any:
+    """Through a server, what fails as another writes at the same moment is done again, as a person would."""
+    from unirg.errors import UserError
+    from unirg.lifecycle.registry import Outdated
+
+    for _ in range(9 if uri.startswith("http") else 0):
+        try:
+            return action()
+        except Outdated:
+            raise
+        except UserError:
+            time.sleep(0.2)
+    return action()
 
 
 def approve(uri: str, number: int) -> int:

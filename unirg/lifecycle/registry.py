@@ -8,7 +8,8 @@ SQLite, PostgreSQL and an MLflow server on a database alike, and a process that 
 promotion or a whole one. The alias follows the log, for MLflow's UI and for others.
 
 Of two writers that register one checkpoint, its lowest version counts; at SQLite and PostgreSQL there is no
-other, at an MLflow server a killed writer may leave one behind that nothing here lists. Decisions of two
+other, at an MLflow server a killed writer may leave one behind that nothing here lists, and a writer may fail
+as another writes, which nobody's promotion depends on: repeated, it finds what happened. Decisions of two
 persons in the same moment are both kept at SQLite and PostgreSQL; at an MLflow server one may replace the
 other.
 """
