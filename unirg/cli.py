@@ -18,6 +18,7 @@ from unirg import (
     cli_endpoints,
     cli_evaluate,
     cli_metrics,
+    cli_registry,
     cli_retention,
     config,
     storage,
@@ -48,6 +49,7 @@ app.add_typer(weights_app, name="weights")
 app.add_typer(cli_metrics.app, name="metrics")
 app.add_typer(cli_evaluate.app)
 app.add_typer(cli_retention.app)
+app.add_typer(cli_registry.app)
 app.add_typer(cli_endpoints.app, name="endpoint")
 
 
