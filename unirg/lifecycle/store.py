@@ -106,6 +106,39 @@ def find(tracking_uri: str, key: str, experiment: str = "unirg") -> Recorded | N
         return Recorded(uri, found.experiment_id, finished[0]) if finished else None
 
 
+def tag(tracking_uri: str, run_id: str, tags: Mapping[str, str]) -> None:
+    """Tag a run that is there.
+
+    Raises:
+        UserError: the metrics store cannot be opened, or has no such run.
+    """
+    with _client(tracking_uri) as (client, _):
+        for name, value in tags.items():
+            client.set_tag(run_id, name, value)
+
+
+def tagged(tracking_uri: str, name: str, value: str) -> list[dict[str, str]]:
+    """All tags of each run, of whatever experiment, that has this value of a tag.
+
+    Args:
+        value: without quotation marks.
+
+    Raises:
+        UserError: the metrics store cannot be opened.
+    """
+    found: list[dict[str, str]] = []
+    with _client(tracking_uri) as (client, _):
+        where = [experiment.experiment_id for experiment in client.search_experiments()]
+        page = None
+        while where:
+            runs = client.search_runs(where, f"tags.`{name}` = '{value}'", max_results=1000, page_token=page)
+            found += [dict(run.data.tags) for run in runs]
+            page = runs.token
+            if not page:
+                break
+    return found
+
+
 @contextmanager
 def _client(tracking_uri: str) -> Iterator[tuple[MlflowClient, str]]:
     """A client and the URI made absolute; on SQLite one process at a time, as its tables may need making."""
