@@ -37,9 +37,9 @@ def show(
         if as_json:
             print(entry.model_dump_json())
             continue
-        told = " ".join(f"{name}={_plain(value)}" for name, value in entry.subjects.items())
-        note = f" ({_plain(entry.note)})" if entry.note else ""
-        print(f"{entry.number} {_plain(entry.time)} {entry.action} {_plain(entry.actor)}{note} {told}")
+        told = " ".join(f"{name}={value}" for name, value in entry.subjects.items())
+        note = f" ({entry.note})" if entry.note else ""
+        print(_plain(f"{entry.number} {entry.time} {entry.action} {entry.actor}{note} {told}"))
     if head is None:
         print(f"nothing is recorded in {store}", file=sys.stderr)
 
@@ -63,8 +63,8 @@ def verify(
         print(problem.sentence)
     if problems:
         raise UserError(
-            f"the audit of {store} is not as it was written ({len(problems)} problems): compare it with a copy, "
-            "and ask who may write there"
+            f"the audit of {store} is not as it was written ({len(problems)} problems): compare it with a "
+            "copy, and ask who may write there"
         )
     print(f"{audit.head(store) or 'nothing is recorded'}: as it was written; {len(anchors)} anchors hold")
     if not anchors:

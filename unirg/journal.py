@@ -2,8 +2,8 @@
 
 An entry is one object, `<store>/audit/entries/<thousands>/<number>.json`, put only if it is not there
 (`storage.put_new`) by who has read the one before it. So of writers at once each gets a number of its own,
-and none overwrites another. The bytes are canonical JSON with a SHA-256 over all other fields, the hash of the
-entry before among them.
+and none overwrites another. The bytes are canonical JSON with a SHA-256 over all other fields, the hash of
+the entry before among them.
 
 The same action on the same subjects is recorded once, so who was killed between a piece of work and its entry
 writes it when run again. For that `<store>/audit/keys/<key>` holds the number of the entry with a key. It is
