@@ -137,13 +137,19 @@ def append(store: str, action: Action, subjects: Mapping[str, str], note: str = 
         if found := log.with_key(key):
             return found
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        fields = {"version": VERSION, "number": number, "time": now, "action": action, **said}
+        fields: dict[str, object] = {
+            "version": VERSION,
+            "number": number,
+            "time": now,
+            "action": action,
+            **said,
+        }
         fields |= {"subjects": dict(subjects), "previous": previous}
         entry = Entry.model_validate(fields | {"hash": storage.sha256(canonical_json(fields))})
         if storage.put_new(log.uri(number), canonical_json(entry.model_dump())):
             log.put_key(entry)
             return entry
-        last = log.entry(number)  # another writer's
+        last = log.entry(number) or log.last()  # another writer's
 
 
 def made(uri: str, digest: str, action_key: str, inputs: Mapping[str, str], found: bool) -> None:

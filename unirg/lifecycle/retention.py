@@ -109,10 +109,8 @@ def gc(
             broom.remove_work(work)
         for cohort, roll in dropped:
             broom.drop(cohort, roll, len(roll.covered(withdrawn)))
-        for key, digest in {
-            roll.key: roll.digest for roll in (*earlier, *(roll for _, roll in dropped))
-        }.items():
-            broom.finish(key, digest)
+        for roll in {roll.key: roll for roll in (*earlier, *(roll for _, roll in dropped))}.values():
+            broom.finish(roll)
         for file in found:
             digest = _SHARD.fullmatch(file.name)
             is_tainted = digest is not None and digest[1] in tainted
@@ -153,15 +151,15 @@ class _Broom:
             roll.put(self.store)
             _remove(storage.join(cohort.uri, MANIFEST))
 
-    def finish(self, key: str, digest: str) -> None:
+    def finish(self, roll: Roll) -> None:
         """Record a cohort whose manifest is gone, and remove its files; one staged anew since stays."""
-        uri = storage.join(self.store, COHORT, key)
+        uri = storage.join(self.store, COHORT, roll.key)
         fs, path = storage.open_fs(uri)
         with storage.explained(uri):
             if self.dry_run or fs.exists(f"{path}/{MANIFEST}"):
                 return
             rest = fs.find(path) if fs.exists(path) else []
-        journal.append(self.store, "drop", {"artifact": f"{COHORT}/{key}", "digest": digest})
+        journal.append(self.store, "drop", {"artifact": f"{COHORT}/{roll.key}", "digest": roll.digest})
         for name in rest:
             _remove(storage.join(uri, str(name).removeprefix(path)))
         if storage.is_local(uri):
