@@ -5,11 +5,12 @@ An entry is one object, `<store>/audit/entries/<thousands>/<number>.json`, put o
 and none overwrites another. The bytes are canonical JSON with a SHA-256 over all other fields, the hash of
 the entry before among them.
 
-The same action on the same subjects is recorded once, so who was killed between a piece of work and its entry
-writes it when run again. For that `<store>/audit/keys/<key>` holds the number of the entry with a key. It is
-put after the entry, and before any entry that follows: so at most the last entry has none, and nobody reads
-the whole log. An entry costs two listings and eight requests, whether ten are there or a million; to find
-that something was recorded costs two. A listing is a hint alone: what it does not show yet is read on from.
+The same action on the same subjects is recorded once, so who was killed between a piece of work and its
+entry writes it when run again. For that `<store>/audit/keys/<key>` holds the number of the entry with a key.
+It is put after the entry, and before any entry that follows: so at most the last entry has none, and nobody
+reads the whole log. An entry costs two short listings, four reads and three puts, whether ten are there or a
+hundred thousand; to find that something was recorded costs two reads. A listing is a hint alone: what it does
+not show yet is read on from.
 
 Subjects are URIs, digests and names of ours, never a patient's identifier or a word of a report.
 `unirg.lifecycle.audit` verifies the log and anchors it elsewhere; docs/audit.md says what that proves.
