@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("unirg", "components", "pipelines")
-CLI = {"cli_endpoints", "cli_evaluate", "cli_metrics", "cli_registry", "cli_retention"}
+CLI = {"cli_audit", "cli_endpoints", "cli_evaluate", "cli_metrics", "cli_registry", "cli_retention"}
 """Parts of the command line, which `cli` puts together."""
 ABOVE = {"cli", "components", "pipelines"} | CLI
 STAGES = {"lifecycle", "evaluation", "scoring", "serving", "training", "cohort", "metrics"}
@@ -23,6 +23,7 @@ FOUNDATION = {
     "cluster",
     "config",
     "errors",
+    "journal",
     "objects",
     "processes",
     "prompt_recipes",

@@ -15,6 +15,7 @@ import typer
 from unirg import (
     __version__,
     artifact,
+    cli_audit,
     cli_endpoints,
     cli_evaluate,
     cli_metrics,
@@ -51,6 +52,7 @@ app.add_typer(cli_evaluate.app)
 app.add_typer(cli_retention.app)
 app.add_typer(cli_registry.app)
 app.add_typer(cli_endpoints.app, name="endpoint")
+app.add_typer(cli_audit.app, name="audit")
 
 
 @app.command()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unirg import storage
+from unirg import journal, storage
 from unirg.artifact import MANIFEST, Artifact, ArtifactError, InputRef, open_artifact
 from unirg.cohort import columns
 from unirg.cohort.reader import SHARDS, Cohort
@@ -23,7 +23,7 @@ from unirg.cohort.withdrawal import FOLDER, Withdrawn
 from unirg.errors import UserError
 
 ROLLS = "dropped"
-NO_STAGES = {SHARDS, FOLDER, ROLLS}
+NO_STAGES = {SHARDS, FOLDER, ROLLS, journal.FOLDER}
 """Folders of a store that hold no artifacts."""
 ORDER = ("cohort", "base", "sft", "grpo", "serve", "score", "evaluate", "report")
 IDS = ("corpus", "study_id", "patient_id", "split")
@@ -102,14 +102,7 @@ def rolls(store: str) -> Iterator[Roll]:
 
 def names(store: str, *folder: str) -> list[str]:
     """What lies in a folder of the store, sorted; nothing where there is no such folder."""
-    uri = storage.join(store, *folder) if folder else store
-    try:
-        with storage.explained(uri):
-            fs, path = storage.open_fs(uri)
-            found = (str(entry).rstrip("/") for entry in fs.ls(path, detail=False))
-            return sorted({entry.rpartition("/")[2] for entry in found if entry != path.rstrip("/")})
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return storage.listed(storage.join(store, *folder) if folder else store)
 
 
 def artifacts(store: str, stage: str = "", known: Collection[str] = ()) -> list[Artifact]:
