@@ -19,6 +19,7 @@ from unirg import (
     cli_evaluate,
     cli_metrics,
     cli_retention,
+    cli_watch,
     config,
     storage,
     telemetry,
@@ -48,6 +49,7 @@ app.add_typer(weights_app, name="weights")
 app.add_typer(cli_metrics.app, name="metrics")
 app.add_typer(cli_evaluate.app)
 app.add_typer(cli_retention.app)
+app.add_typer(cli_watch.app)
 app.add_typer(cli_endpoints.app, name="endpoint")
 
 
