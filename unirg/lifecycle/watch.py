@@ -44,8 +44,8 @@ class WatchConfig(Config):
     stage: StageConfig = Field(default=StageConfig(corpus="institution"))
     """How the increment is staged: with the same settings as the cohort that it is to join."""
     settle_seconds: float = operational(300.0, ge=0)
-    """How long an object must have rested before it is read; where clocks differ by more, set more. Objects of
-    S3 appear whole, so there it need only cover the time between a study's first object and its last."""
+    """How long an object must have rested before it is read; where clocks differ by more, set more. On S3
+    objects appear whole, so there it need only cover the time between a study's first object and its last."""
     minimum: int = operational(1, ge=1)
     """Fewer new and corrected studies train nothing."""
 
