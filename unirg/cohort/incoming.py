@@ -28,6 +28,7 @@ from unirg.cohort.intake import unusable
 from unirg.cohort.stage import StageConfig
 from unirg.config import canonical_json
 from unirg.errors import UserError
+from unirg.storage import StorageError
 from unirg.study import Image, Study
 
 TABLES = (".csv", ".parquet")
@@ -110,14 +111,17 @@ def look(
         file = seen.files.get(path)
         return file is not None and file.modified <= settled_by and path not in moving
 
-    tables = [path for path in seen.files if _is_table(path) and path in (_place(config)[1] or seen.files)]
+    only = _place(config)[1]
+    if only and only not in seen.files:
+        raise UserError(f"{_label(config)}: its table does not exist: check stage.data, or name its folder")
+    tables = [path for path in seen.files if _is_table(path) and only in ("", path)]
     settled = [path for path in tables if has_settled(path)]
     seen.tables = tuple(sorted(settled, key=lambda path: (seen.files[path].modified, path)))
     seen.tables_waiting = len(tables) - len(settled)
     waiting: set[str] = set()
     for number, table in enumerate(seen.tables):
         institution = _institution(config, table)
-        for record in institution.records():
+        for record in _records(institution, number, len(seen.tables)):
             if isinstance(record, Dropped):
                 if record.reason == institution_dicom.NOT_FOUND:
                     waiting.add(record.study_id)
@@ -125,11 +129,14 @@ def look(
                     seen.dropped.append((record.study_id, record.reason))
                 continue
             files = tuple(_beside(table, image.uri or "") for image in record.images)
-            if all(map(has_settled, files)):
-                seen.found[record.study_id] = _found(config, institution, record, number, files, seen.files)
-                waiting.discard(record.study_id)
-            else:
+            if not all(map(has_settled, files)):
                 waiting.add(record.study_id)
+                continue
+            waiting.discard(record.study_id)
+            found = _found(config, institution, record, number, files, seen.files)
+            older = seen.found.setdefault(record.study_id, found)
+            if older.unusable or not found.unusable:  # a version that cannot be used replaces nothing
+                seen.found[record.study_id] = found
     seen.waiting = len(waiting)
     return seen
 
@@ -176,6 +183,18 @@ class Incoming(source.ImageFiles):
         return None
 
 
+def _records(institution: Institution, number: int, tables: int) -> Iterator[Study | Dropped]:
+    """Its records; an error tells which table it is, as its name must not be shown."""
+    try:
+        yield from institution.records()
+    except StorageError:
+        raise
+    except UserError as error:
+        if tables == 1:
+            raise
+        raise UserError(f"{error} (table {number + 1} of {tables} that have settled, by age)") from None
+
+
 def _found(
     config: StageConfig,
     institution: Institution,
@@ -205,12 +224,12 @@ def _listing(config: StageConfig) -> dict[str, SourceFile]:
     return {file.path: file for file in files}
 
 
-def _place(config: StageConfig) -> tuple[str, set[str]]:
-    """(the folder to list, the only table to read of it; none = all)."""
+def _place(config: StageConfig) -> tuple[str, str]:
+    """(the folder to list, the only table to read of it; '' = all)."""
     if not _is_table(config.data):
-        return config.data, set()
+        return config.data, ""
     folder, slash, name = config.data.rpartition("/")
-    return folder or slash or ".", {name}
+    return folder or slash or ".", name
 
 
 def _is_table(path: str) -> bool:

@@ -20,7 +20,7 @@ from datetime import datetime
 
 from pydantic import Field
 
-from unirg import artifact, telemetry
+from unirg import artifact, storage, telemetry
 from unirg.artifact import Artifact
 from unirg.cohort import ledger
 from unirg.cohort.incoming import Found, Incoming, Look, look
@@ -60,7 +60,7 @@ def watch(
         UserError: the incoming place or a table of it cannot be read, or keeps changing; the cohort was
             staged with other settings; studies were withdrawn meanwhile.
     """
-    _check_alike(config.stage, cohort)
+    _check_alike(config.stage, cohort, store)
     moving: set[str] = set()
     for _ in range(ATTEMPTS):
         seen = look(config.stage, config.settle_seconds, moving, clock)
@@ -95,8 +95,16 @@ def models_that_saw(watch: Artifact, store: str) -> list[Reached]:
     return [one for one in lineage(store, asked).reached if one.learned] if asked else []
 
 
-def _check_alike(config: StageConfig, cohort: Artifact | None) -> None:
-    theirs = cohort.manifest.config if cohort else {}
+def _check_alike(config: StageConfig, cohort: Artifact | None, store: str) -> None:
+    """Raises: UserError where the next cohort could not hold both."""
+    if cohort is None:
+        return
+    here = str(storage.local_path(store)) if storage.is_local(store) else store.rstrip("/")
+    if cohort.store != here:
+        raise UserError(
+            f"cohort {cohort.uri} lies in another store than {here}: watch with --store {cohort.store}"
+        )
+    theirs = cohort.manifest.config
     for name in ("size", "resize"):
         if name in theirs and theirs[name] != getattr(config, name):
             raise UserError(
@@ -230,7 +238,7 @@ class _Comparison:
         told = dict.fromkeys((*ledger.TAKEN, "late"), 0)
         told["late"] = sum(row.late for row in self.rows.values())
         kinds = Counter[str](row.kind for row in self.rows.values())
-        reasons = Counter(f"{row.kind}.{row.reason}" for row in self.rows.values() if row.reason)
+        reasons = Counter(f"unusable.{row.reason}" for row in self.rows.values() if row.kind == "unusable")
         dropped = Counter(f"dropped.{reason}" for _, reason in self.seen.dropped)
         held = ((name, one.patient_id) for name, one in self._held.items())
         return told | {
