@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests.cohort.site_files import ROW, corpus, dicom
 from tests.cohort.test_combine import Inline
 from tests.lifecycle.arrivals import SECRETS, SITE_KEY, Exam, Site, drawn, png
 from tests.lifecycle.stores import made
@@ -247,6 +248,20 @@ def test_two_reports_that_were_swapped_are_two_corrections_and_no_copies(site: S
     same(grow(seen, where), together(site, where, [e for e in EXAMS if e not in (one, two)] + swapped))
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_what_a_correction_gives_back_is_no_copy(site: Site, where: str, before: bool) -> None:
+    """A film and report under the wrong number: that one is corrected, and they come under their own."""
+    cohort = first(site, where)
+    wrong = EXAMS[0]
+    numbers = (replace(wrong, accession=f"QX77-own-{number}") for number in range(100))
+    own = next(exam for exam in numbers if (exam.study_id < wrong.study_id) == before)
+    right = replace(wrong, findings="What was meant.", pixels=LATER[0].pixels)
+    site.deliver("d1", [right, own])
+    seen = look(site, cohort, where)
+    assert (kinds(seen)[wrong.study_id], kinds(seen)[own.study_id]) == ("corrected", "new")
+    same(grow(seen, where), together(site, where, [right, own, *EXAMS[1:]]))
+
+
 def test_a_version_that_cannot_be_used_replaces_nothing(site: Site, where: str) -> None:
     cohort = first(site, where)
     site.deliver("d1", [replace(EXAMS[0], findings="", impression="")])
@@ -428,6 +443,17 @@ def test_an_object_that_is_being_written_is_left_for_next_time(site: Site, where
     rest = look(site, grown, where)
     assert (count(rest, "new"), count(rest, "waiting")) == (2, 0)
     same(grow(rest, where), together(site, where, EXAMS + LATER))
+
+
+def test_a_report_waits_for_its_dicom_files(site: Site, where: str) -> None:
+    cohort = first(site, where)
+    corpus(Path(site.place) / "d1", ROW)
+    seen = look(site, cohort, where)
+    assert (count(seen, "new"), count(seen, "waiting")) == (0, 1)
+    dicom(Path(site.place) / "d1" / "QUACKENBUSH" / "1.dcm")
+    seen = look(site, cohort, where)
+    assert (count(seen, "new"), count(seen, "waiting")) == (1, 0)
+    assert len(studies(grow(seen, where))) == len(EXAMS) + 1
 
 
 def test_a_table_that_is_being_written_is_not_read(site: Site, where: str) -> None:

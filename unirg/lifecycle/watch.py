@@ -127,13 +127,11 @@ def _compared(
     with artifact.draft(store, "watch", VERSION, config, inputs) as draft:
         if draft.committed:
             return draft.committed, set()
-        if moved := seen.moved():
-            return None, moved
         compared = _Comparison(config.stage, seen, cohort, store, withdrawn)
         compared.know()
         increment = compared.stage()
         compared.judge(increment)
-        # Staging read them after they were listed.
+        # They were listed before they were read and staged.
         if moved := seen.moved():
             return None, moved
         if Withdrawn.load(store).of_corpus(name) != withdrawn:
