@@ -20,10 +20,12 @@ from tests.lifecycle.arrivals import SECRETS, SITE_KEY, Exam, Site, drawn, png
 from tests.lifecycle.stores import made
 from unirg import artifact, cli, storage
 from unirg.artifact import Artifact, Draft
+from unirg.cohort import incoming
 from unirg.cohort import stage as staging
 from unirg.cohort.combine import Part, combine
 from unirg.cohort.corpora import source
 from unirg.cohort.grow import grow
+from unirg.cohort.incoming import Incoming
 from unirg.cohort.ledger import Row, read, told
 from unirg.cohort.reader import DROPPED, Cohort
 from unirg.cohort.stage import StageConfig, stage
@@ -264,16 +266,18 @@ def test_what_a_correction_gives_back_is_no_copy(site: Site, where: str, before:
 
 def test_a_version_that_cannot_be_used_replaces_nothing(site: Site, where: str) -> None:
     cohort = first(site, where)
-    site.deliver("d1", [replace(EXAMS[0], findings="", impression="")])
+    silent = [replace(exam, findings="", impression="") for exam in EXAMS[:2]]
+    site.deliver("d0", [silent[0], *EXAMS[1:]])  # in place of the earlier version
+    site.deliver("d1", silent[1:])  # beside it
     broken = LATER[0]
     site.deliver("d2", [broken])
     site.put(f"d2/{broken.mrn}/{broken.accession}.png", b"\x89PNG\r\n\x1a\n")
     seen = look(site, cohort, where)
-    assert {kinds(seen)[EXAMS[0].study_id], kinds(seen)[broken.study_id]} == {"unusable"}
+    found = [kinds(seen)[exam.study_id] for exam in (*EXAMS[:2], broken)]
+    assert found == ["unusable", "duplicate", "unusable"]
     assert not enough(seen)
     assert grow(seen, where).uri == cohort.uri
-    # Nor does it where no cohort has the earlier version yet.
-    assert kinds(look(site, None, f"{where}-2"))[EXAMS[0].study_id] == "new"
+    assert kinds(look(site, None, f"{where}-2"))[EXAMS[1].study_id] == "new"
 
 
 def test_a_late_study_gives_those_behind_it_other_encounters_and_priors(site: Site, where: str) -> None:
@@ -596,7 +600,10 @@ def test_nothing_that_names_a_patient_is_kept_or_told(
     site.deliver("d1", LATER, without=[LATER[1].accession])
     seen = look(site, cohort, where)
     grown = grow(seen, where)
-    shown = "".join(capfd.readouterr()) + caplog.text + repr(seen) + repr(list(read(seen).values()))
+    here = incoming.look(settings(site), 0)
+    assert len(here.found) > len(EXAMS)
+    objects = repr([here, *here.found.values(), Incoming(here, here.found)])
+    shown = objects + "".join(capfd.readouterr()) + caplog.text + repr(seen) + repr(list(read(seen).values()))
     kept = [
         path for root in (where, str(tmp_path / "cache")) for path in Path(root).rglob("*") if path.is_file()
     ]
