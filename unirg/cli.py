@@ -21,6 +21,7 @@ from unirg import (
     cli_metrics,
     cli_registry,
     cli_retention,
+    cli_watch,
     config,
     storage,
     telemetry,
@@ -51,6 +52,7 @@ app.add_typer(cli_metrics.app, name="metrics")
 app.add_typer(cli_evaluate.app)
 app.add_typer(cli_retention.app)
 app.add_typer(cli_registry.app)
+app.add_typer(cli_watch.app)
 app.add_typer(cli_endpoints.app, name="endpoint")
 app.add_typer(cli_audit.app, name="audit")
 
