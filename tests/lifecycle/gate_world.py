@@ -1,4 +1,4 @@
-"""Evaluations of chosen scores for the gate: everything of the stage's output that it reads, and no engine."""
+"""Evaluations of chosen scores for the gate: all of the stage's output that it reads, and no engine."""
 
 from __future__ import annotations
 
