@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from tests.evaluation.tables import scored
 from tests.evaluation.worlds import World
-from unirg import artifact
+from unirg import artifact, storage
 from unirg.artifact import Artifact
+from unirg.config import Config
 from unirg.evaluation import aggregates, conditions, suites
 from unirg.evaluation.candidates import SETTINGS
 from unirg.evaluation.evaluate import SCORES, STAGE, VERSION, EvaluateConfig
@@ -31,6 +32,15 @@ CONFIG = GateConfig(
     metric="bleu2", looks=5, warn_looks=1, min_studies=80, min_patients=40, resamples=2000, guards=GUARDS
 )
 Columns = Mapping[str, Any]
+
+
+class Asked(Config):
+    """How a system was asked, of `ScoreConfig` what a test sets."""
+
+    name: str = ""
+    """Whatever tells two of them apart."""
+    temperature: float = 0.0
+    """0 is greedy."""
 
 
 @dataclass
@@ -87,6 +97,7 @@ class GateWorld:
         scorers: str = "public weights",
         labels: Mapping[str, np.ndarray] | None = None,
         files: Sequence[str] = (),
+        sampled: Sequence[str] = (),
     ) -> Artifact:
         """An evaluation in which the systems have these scores.
 
@@ -94,21 +105,22 @@ class GateWorld:
             labels: system, or "" for the references -> (studies, 14) classes; blank where not named, and no
                 labels at all for None.
             files: systems that come as prediction files.
+            sampled: systems that were asked to sample.
         """
         cohort, studies = self.world.cohort(), self.ordered
         scores = scored(studies, systems, METRICS)
         scores.reasons.update({(name, each): [None] * len(studies) for name in systems for each in SETTINGS})
-        inputs: dict[str, Artifact | str] = {
-            "cohort": cohort,
-            "made": repr((systems, alarms, judge, scorers)),
+        read = {name: found.tolist() for name, found in (labels or {}).items()}
+        numbers = {
+            name: [np.asarray(each).tolist() for each in own.values()] for name, own in systems.items()
         }
+        told = repr((numbers, alarms, not_run, judge, scorers, read, files))
+        inputs: dict[str, Artifact | str] = {"cohort": cohort, "made": storage.sha256(told.encode())}
         for name in systems:
             if name in files:
                 inputs[f"predictions:{name}"] = "0" * 64
             elif not name.startswith(("copy", "most")):
-                inputs[f"predictions:{name}"] = self.world.predictions(
-                    name, cohort, {"p000-0": "a"}, model=self.side(name).checkpoint
-                )
+                inputs[f"predictions:{name}"] = self.predictions(name, cohort, sampled=name in sampled)
         with artifact.draft(str(self.store), STAGE, VERSION, EvaluateConfig(), inputs) as draft:
             if draft.committed:
                 return draft.committed
@@ -124,10 +136,17 @@ class GateWorld:
                 "identity": dict.fromkeys(scores.metrics, "0" * 64),
                 **{"scorers": scorers, "judge": judge},
             }
-            told = {"sanity": {"alarms": list(alarms)}, "not_run": list(not_run)}
+            raised = {"sanity": {"alarms": list(alarms)}, "not_run": list(not_run)}
             (draft.out / aggregates.FILE).write_text(json.dumps(data))
-            (draft.out / suites.FILE).write_text(json.dumps(told))
+            (draft.out / suites.FILE).write_text(json.dumps(raised))
             return draft.commit({"studies": len(studies)})
+
+    def predictions(self, name: str, cohort: Artifact, sampled: bool = False) -> Artifact:
+        """What a system's checkpoint wrote; the gate reads its manifest alone."""
+        asked = Asked(name=name, temperature=float(sampled))
+        model = self.side(name).checkpoint.digest
+        with artifact.draft(str(self.store), "score", 1, asked, {"cohort": cohort, "model": model}) as draft:
+            return draft.committed or draft.commit()
 
     def judge(
         self, evaluation: Artifact, config: GateConfig = CONFIG, champion: str | None = "old", **sides: Side

@@ -280,9 +280,15 @@ def test_stand_ins_do_not_decide(world: GateWorld, made: dict[str, Any], metric:
     gain = pair(world, 0.1, radgraph=0.8 + world.noise(3))
     config = BLIND.model_copy(update={"metric": metric})
     evaluation = world.evaluation(gain, **made)
-    assert said in first_round(world.verdict(evaluation, config), "same scorers")["sentence"]
+    assert said in first_round(world.verdict(evaluation, config), "same scorers, fit to decide")["sentence"]
     allowed = world.verdict(evaluation, config.model_copy(update={"allow_toy": True}))
     assert allowed["passed"] == (made.get("judge", "") is not None)
+
+
+def test_two_that_were_asked_differently_are_not_compared(world: GateWorld) -> None:
+    evaluation = world.evaluation(pair(world, 0.1), sampled=["new"])
+    found = first_round(world.verdict(evaluation, BLIND), "same question")
+    assert found["sentence"].startswith("The two were asked differently (temperature)")
 
 
 def test_toy_scorers_do_not_matter_to_scores_without_a_model(world: GateWorld) -> None:

@@ -125,8 +125,8 @@ def table(
     One row per (setting, system, study): system (null: the reference), setting, corpus, study_id, and one
     class a condition, `UNREAD` where there is no text.
     """
-    said: dict[tuple[str | None, Setting], Labels] = {**candidates}
-    said |= {(None, setting): labels for setting, labels in references.items()}
+    said: dict[tuple[str | None, Setting], Labels] = {(None, name): own for name, own in references.items()}
+    said.update(candidates)
     ids = {name: [getattr(study, name) for study in scores.studies] for name in ("corpus", "study_id")}
     parts = []
     for (system, setting), labels in said.items():

@@ -154,7 +154,8 @@ class Checks:
                     f"{counts[unit]} {unit} have both scores; {least} are needed"
                     + (f": short by {short}." if short > 0 else "."),
                     *(float(counts[unit]), None, float(least), float(short) if short > 0 else None, unit),
-                    **counts,
+                    studies=counts["studies"],
+                    patients=counts["patients"],
                 )
 
     def _unscored(self) -> Rule:
