@@ -36,13 +36,15 @@ from unirg.lifecycle.gate_rules import GateConfig, Guard, guarded
 
 CONFIG = load(GateConfig, "paper/gate")
 LEVEL = CONFIG.alpha / CONFIG.looks
+FEW = CONFIG.enough
+"""Resamples where power is measured, a quarter of the recipe's: the noisier bound shows a little less."""
 HARD, OWN = 0.7, 0.3
 """Shares of a score's variance: how hard the study is, and the model's own noise."""
 TOGETHER = 0.3
 """Share of either that a patient's studies have in common."""
 LOSSES, LOSS = 0.03, 3.0
 """`rare losses`: share of the studies, and what is lost there, in standard deviations of the scores."""
-SUBGROUPS = ((2, 0.5), (4, 0.3), (4, 0.2), (2, 0.6), (3, 0.4))
+SUBGROUPS = ((2, 0.5), (4, 0.3), (4, 0.7), (2, 0.6), (3, 0.4))
 """As sex, age, race, view and institution: levels, and the share of the first; the others share the rest."""
 PREVALENCE = (0.4, 0.35, 0.3, 0.3, 0.25, 0.25, 0.2, 0.12, 0.1, 0.08, 0.07, 0.06, 0.05, 0.04)
 """Of the 14 conditions, as in docs/statistics.md."""
@@ -126,9 +128,9 @@ def told(found: int, of: int) -> str:
     return f"{found / of:.2%} | {low:.2%} to {high:.2%}"
 
 
-def passes(gain: Array, patient: np.ndarray, seed: int) -> bool:
+def passes(gain: Array, patient: np.ndarray, seed: int, resamples: int = CONFIG.resamples) -> bool:
     """The primary test at the level of one look."""
-    return Mean(gain, patient).p(0.0, LEVEL, CONFIG.resamples, seed) <= LEVEL
+    return Mean(gain, patient).p(0.0, LEVEL, resamples, seed) <= LEVEL
 
 
 def ordinary(gain: Array, patient: np.ndarray) -> bool:
@@ -178,19 +180,19 @@ def years(count: int) -> bool:
 
 
 def power(count: int) -> None:
-    print(f"\nPower of one look at level {LEVEL:.5f}; {count} looks each\n")
+    print(f"\nPower of one look at level {LEVEL:.5f}; {count} looks each, {count // 3} at 2000 patients\n")
     print("| true gain | patients | scores as BLEU | errors per report |")
     print("|---|---|---|---|")
-    for patients in (500, 2000):
-        for gain in (0.05, 0.1, 0.15, 0.2):
+    for patients, many in ((500, count), (2000, max(1, count // 3))):
+        for gain in (0.05, 0.1, 0.2):
             shares = []
             for scores in (Set.bleu, Set.errors):
                 seen = 0
-                for seed in range(count):
+                for seed in range(many):
                     data = Set(np.random.default_rng(10_000 + seed), patients)
                     champion, challenger = scores(data, 2).T
-                    seen += passes(challenger + gain - champion, data.patient, seed)
-                shares.append(f"{seen / count:.0%}")
+                    seen += passes(challenger + gain - champion, data.patient, seed, FEW)
+                shares.append(f"{seen / many:.0%}")
             print(f"| {gain} SD | {patients} | {' | '.join(shares)} |", flush=True)
 
 
@@ -255,8 +257,8 @@ def guards(
     return found if margin else [Guard(one.name, one.harm, 0.0, "") for one in found]
 
 
-def failing(data: Set, made: Sequence[Guard], seed: int) -> list[str]:
-    rules = guarded(made, data.patient, CONFIG.guards.alpha, CONFIG.resamples, seed)
+def failing(data: Set, made: Sequence[Guard], seed: int, resamples: int = CONFIG.resamples) -> list[str]:
+    rules = guarded(made, data.patient, CONFIG.guards.alpha, resamples, seed)
     return [rule.name for rule in rules if not rule.passed]
 
 
@@ -281,39 +283,35 @@ def alarms(count: int) -> None:
 
 
 def harm(count: int) -> None:
-    print(f"\nHarm that is planted, and how often its guard sees it; {count} looks each\n")
-    print("| harm | test set | about | seen |")
+    print(f"\nHarm that is planted, and how often its guard sees it; {count} looks each, ", end="")
+    print(f"{max(1, count // 3)} at 2000 patients\n")
+    print("| harm | to | 500 patients | 2000 patients |")
     print("|---|---|---|---|")
-    # Levels 1, 3 and 4 of the list: half, a sixth and a quarter of the patients.
-    cases = [
-        (f"{amount} SD in a subgroup", "subgroup", which, amount)
-        for which in (0, 3)
-        for amount in (0.2, 0.3, 0.5)
-    ]
-    cases += [
-        (f"{share:.0%} of a condition lost", "condition", which, share)
-        for which in (0, 7)
-        for share in (0.15, 0.3)
-    ]
-    cases += [(f"{more} errors more per report", "errors", 0, more) for more in (0.3, 0.6)]
-    for patients in (500, 2000):
-        for name, kind, which, amount in cases:
-            seen, about = 0, 0.0
-            for seed in range(count):
+    cases: list[tuple[str, str, str, int, float]] = []
+    for which, share in ((0, "half"), (3, "a quarter"), (7, "a tenth")):
+        cases += [
+            (f"{amount} SD", f"a subgroup, {share} of the patients", "subgroup", which, amount)
+            for amount in (0.2, 0.3, 0.5)
+        ]
+    for which in (0, 7):
+        to = f"a condition of {PREVALENCE[which]:.0%} of the references"
+        cases += [(f"{lost:.0%} not told", to, "condition", which, lost) for lost in (0.15, 0.3)]
+    cases += [(f"{more} errors more", "all reports", "errors", 0, more) for more in (0.2, 0.4)]
+    for name, to, kind, which, amount in cases:
+        wanted = {
+            "subgroup": {f"{CONFIG.guards.metrics[0]} {which}"},
+            "condition": {f"condition {which}"},
+            "errors": {"significant", "four"},
+        }[kind]
+        shares = []
+        for patients, many in ((500, count), (2000, max(1, count // 3))):
+            seen = 0
+            for seed in range(many):
                 data = Set(np.random.default_rng(30_000 + seed), patients)
                 made = guards(data, True, (kind, which, amount))
-                wanted = {
-                    "subgroup": {f"{CONFIG.guards.metrics[0]} {which}"},
-                    "condition": {f"condition {which}"},
-                    "errors": {"significant", "four"},
-                }[kind]
-                target = [one for one in made if one.name in wanted]
-                about += sum(int((~np.isnan(one.harm)).sum()) for one in target[:1])
-                seen += bool(wanted & set(failing(data, made, seed)))
-            print(
-                f"| {name} | {patients} patients | {about / count:.0f} studies | {seen / count:.0%} |",
-                flush=True,
-            )
+                seen += bool(wanted & set(failing(data, made, seed, FEW)))
+            shares.append(f"{seen / many:.0%}")
+        print(f"| {name} | {to} | {' | '.join(shares)} |", flush=True)
 
 
 def main() -> int:
@@ -333,7 +331,7 @@ def main() -> int:
         elif part == "alarms":
             alarms(max(1, round(2000 * asked.scale)))
         elif part == "harm":
-            harm(max(1, round(200 * asked.scale)))
+            harm(max(1, round(100 * asked.scale)))
         else:
             raise SystemExit(f"no part {part}: name years, power, alarms or harm")
         print(f"\n{part}: {time.process_time() - before:.0f} CPU s", flush=True)

@@ -125,11 +125,11 @@ def table(
     One row per (setting, system, study): system (null: the reference), setting, corpus, study_id, and one
     class a condition, `UNREAD` where there is no text.
     """
-    said: dict[tuple[str | None, Setting], Labels] = {(None, name): own for name, own in references.items()}
-    said.update(candidates)
+    said: list[tuple[str | None, Setting, Labels]] = [(None, *each) for each in references.items()]
+    said += [(*key, labels) for key, labels in candidates.items()]
     ids = {name: [getattr(study, name) for study in scores.studies] for name in ("corpus", "study_id")}
     parts = []
-    for (system, setting), labels in said.items():
+    for system, setting, labels in said:
         whose = {"system": [system] * len(labels), "setting": [setting] * len(labels)}
         named = {name: pa.array(column, pa.string()) for name, column in (whose | ids).items()}
         parts.append(pa.table(named | dict(zip(CONDITIONS, labels.astype(np.int8).T, strict=True))))

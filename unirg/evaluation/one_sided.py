@@ -64,14 +64,19 @@ class Mean:
 
     def p(self, limit: float, level: float, resamples: int, seed: int) -> float:
         """p-value of "the mean is not above `limit`"; one above `level` may be Student's alone."""
-        above = self.estimate - limit
-        if self._raw == 0:
-            return 1.0 if above <= 0 else 1 / (resamples + 1)
-        found = student_tail(above / self.error, self.freedom)
+        found = self.student_p(limit)
         if found > level:
             return found
-        reached = int((self.resampled(resamples, seed) >= above / self._raw).sum())
+        if self._raw == 0:
+            return 1 / (resamples + 1)
+        reached = int((self.resampled(resamples, seed) >= (self.estimate - limit) / self._raw).sum())
         return max(found, (1 + reached) / (1 + resamples))
+
+    def student_p(self, limit: float) -> float:
+        """The same by Student's t alone, which `p` is never below."""
+        if self._raw == 0:
+            return float(self.estimate <= limit)
+        return student_tail((self.estimate - limit) / self.error, self.freedom)
 
     def bound(self, level: float, resamples: int, seed: int) -> float:
         """Lower bound of the mean: above a limit where and only where `p` of that limit is at most `level`.

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from unirg.artifact import Artifact, open_artifact
 from unirg.errors import UserError
 from unirg.evaluation import suites
@@ -105,6 +107,9 @@ class Checks:
                 yield f"Toy scorers are no basis of a promotion: {remedy}"
             if data["judge"] == OFFLINE_JUDGE and any(each["judged"] for each in measured.values()):
                 yield f"The offline judge is no basis of a promotion: {remedy}"
+            labeller = suites.read(self._found.evaluation).get("conditions", {}).get("labeller", "")
+            if "toy" in labeller and config.guards.condition_margin is not None:
+                yield f"A toy's labels of conditions are no basis of a promotion: {remedy}"
         for name, each in measured.items():
             if each["judged"] and data["judge"] is None:
                 yield f"No judge counted errors, which {name} needs: set judge_model and judge_url"
@@ -139,7 +144,7 @@ class Checks:
                 "There is neither a champion nor a baseline: evaluate on a cohort with a training split.",
             )
         for rival, gain in self.gains.items():
-            kept = gain == gain
+            kept = ~np.isnan(gain)
             people = {who for who, scored in zip(self._found.people, kept.tolist(), strict=True) if scored}
             counts = {"studies": int(kept.sum()), "patients": len(people)}
             for unit, least in (
@@ -162,9 +167,8 @@ class Checks:
         """Of the scores that any rule uses, the one that the challenger lacks most often counts."""
         limit, size = self._config.max_unscored, max(len(self._found.studies), 1)
         lacks = {
-            name: int((column != column).sum()) / size
+            name: int(np.isnan(self._found.column(self._challenger.name, name)).sum()) / size
             for name in self._config.used
-            for column in [self._found.column(self._challenger.name, name)]
         }
         worst = max(lacks, key=lambda name: lacks[name])
         share = lacks[worst]

@@ -208,9 +208,11 @@ def guarded(guards: Sequence[Guard], patients: Any, alpha: float, resamples: int
             f"{int(np.ceil(5 * len(guards) / alpha))}, or name fewer guards.metrics"
         )
     means = [Mean(guard.harm, patients) for guard in guards]
-    p = np.array(
-        [mean.p(guard.margin, alpha, resamples, seed) for mean, guard in zip(means, guards, strict=True)]
-    )
+    p = np.array([mean.student_p(guard.margin) for mean, guard in zip(means, guards, strict=True)])
+    # Resampling only makes a p larger, so what Student's does not reject needs none.
+    doubted = np.flatnonzero(holm(p) <= alpha).tolist()
+    for at in doubted:
+        p[at] = means[at].p(guards[at].margin, alpha, resamples, seed)
     adjusted = holm(p)
     # Holm's level of the i-th smallest p is alpha / (m - i), and stays where the first one is not rejected.
     rank = np.empty(len(p), dtype=np.int64)
@@ -219,9 +221,8 @@ def guarded(guards: Sequence[Guard], patients: Any, alpha: float, resamples: int
     rules = []
     for at, (guard, mean) in enumerate(zip(guards, means, strict=True)):
         level = alpha / (len(p) - min(int(rank[at]), rejected))
-        # Where Student's p is above alpha nobody resampled, and its bound is below the margin at any level.
-        shown = mean.bound(level, resamples, seed) if p[at] <= alpha else mean.student_bound(level)
         passed = bool(adjusted[at] > alpha)
+        shown = mean.bound(level, resamples, seed) if at in doubted else mean.student_bound(level)
         over = max(shown - guard.margin, 0.0)
         told = f"{guard.name}: {_how(mean.estimate, guard.unit)}"
         rules.append(
