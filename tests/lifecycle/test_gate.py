@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.evaluation.worlds import World
 from tests.lifecycle.gate_world import CONFIG, GUARDS, GateWorld, failed, rule
+from unirg.artifact import Artifact
 from unirg.config import load
 from unirg.errors import UserError
 from unirg.evaluation.candidates import BASELINES
+from unirg.evaluation.evaluate import EvaluateConfig, evaluate
 from unirg.lifecycle import gate as gates
 from unirg.lifecycle.gate import Side
 from unirg.lifecycle.gate_data import Judged, StudySet
@@ -196,6 +199,41 @@ def test_more_guards_than_resamples_can_tell_apart_are_refused() -> None:
         UserError, match=r"resamples 100 are too few for 8 guards at 0\.05: raise them to 800"
     ):
         guarded(guards, np.arange(20), 0.05, 100, 0)
+
+
+# The stage over what `evaluate` writes
+
+
+def test_the_gate_reads_what_the_evaluation_writes(tmp_path: Path) -> None:
+    world = World(tmp_path / "store").fill(30)
+    cohort, store = world.cohort(), str(tmp_path / "store")
+    sides = {name: Side(name, world.checkpoint(name)) for name in ("good", "poor")}
+    predictions: dict[str, Artifact | str] = {
+        name: world.predictions(name, cohort, world.answers(right), model=sides[name].checkpoint)
+        for name, right in (("good", 1.0), ("poor", 0.2))
+    }
+    made = evaluate(EvaluateConfig(resamples=200), cohort, predictions, {}, store)
+    off = ["guards.metrics=[bleu2]", "guards.significant_margin=null", "guards.four_or_more_margin=null"]
+    config = load(GateConfig, "toy/gate", ["metric=bleu2", "resamples=6000", *off])
+    up = gates.gate(config, made, sides["good"], sides["poor"], (), store)
+    # Answers at random belong to no study in particular, and the suite sanity says so.
+    random = gates.gate(config, made, sides["poor"], sides["good"], (), store)
+    deaf = config.model_copy(update={"alarms": ()})
+    down = gates.gate(deaf, made, sides["poor"], sides["good"], (), store)
+    first = gates.gate(config, made, sides["good"], None, (), store)
+    assert gates.read(up)["passed"]
+    assert gates.read(first)["passed"]
+    assert failed(gates.read(random)) == ["no alarm (sanity)"]
+    lost = failed(gates.read(down))
+    assert "superiority over good: bleu2" in lost
+    assert {"institution north, bleu2", "condition Pleural Effusion"} < set(lost)
+    inputs = up.manifest.inputs
+    assert inputs["challenger"].uri == sides["good"].checkpoint.uri
+    assert inputs["champion"].digest == sides["poor"].checkpoint.digest
+    assert inputs["evaluation"].digest == made.digest
+    studies = Judged(config, made).study_set
+    assert len(gates.earlier(store, studies)) == 4
+    assert len(studies.studies) == 60
 
 
 # The first round

@@ -69,8 +69,8 @@ class Checks:
         self.used = sum(look.spent > 0 for look in before)
 
     def rules(self) -> list[Rule]:
-        sizes = list(self._sizes())
-        return [self._looks(), self._scorers(), self._asked(), *sizes, self._unscored(), self._alarms()]
+        found = [self._looks(), self._scorers(), self._asked(), *self._sizes(), self._unscored()]
+        return [*found, self._alarms()] if self._config.alarms else found
 
     def _looks(self) -> Rule:
         """Whether there is a look left, and alpha for it: earlier ones may have had other rules."""
