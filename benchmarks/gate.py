@@ -158,14 +158,14 @@ def year(scores: Scores, patients: int, seed: int) -> tuple[int, bool]:
     return promoted, fooled
 
 
-def years(count: int, wanted: Sequence[str] = tuple(SCORES)) -> bool:
+def years(count: int, wanted: Sequence[str], sizes: Sequence[int]) -> bool:
     """Whether the rate of years with a false promotion holds its level in every scenario."""
     print(f"\nYears of {CONFIG.looks} looks with equal models, alpha {CONFIG.alpha}; {count} years each\n")
     print("| scores | patients | years with a false promotion | 99% interval | promotions | normal |")
     print("|---|---|---|---|---|---|")
     holds = True
     for name, scores in SCORES.items():
-        for patients in (200, 500, 2000) if name in wanted else ():
+        for patients in sizes if name in wanted else ():
             many = count if patients == 500 else count // 2 if patients == 200 else count // 8
             found = [year(scores, patients, seed) for seed in range(many)]
             wrong = sum(promoted > 0 for promoted, _ in found)
@@ -317,6 +317,7 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", default=[], help="years, power, alarms, harm; none: all")
     parser.add_argument("--years", type=int, default=3000)
     parser.add_argument("--scores", choices=SCORES, help="of the years, only these")
+    parser.add_argument("--patients", type=int, nargs="+", default=[200, 500, 2000], help="of the years")
     parser.add_argument("--scale", type=float, default=1.0, help="of the looks simulated in the other parts")
     asked = parser.parse_args()
     wanted = asked.parts or ["years", "power", "alarms", "harm"]
@@ -324,7 +325,7 @@ def main() -> int:
     for part in wanted:
         before = time.process_time()
         if part == "years":
-            holds = years(asked.years, [asked.scores] if asked.scores else list(SCORES))
+            holds = years(asked.years, [asked.scores] if asked.scores else list(SCORES), asked.patients)
         elif part == "power":
             power(max(1, round(200 * asked.scale)))
         elif part == "alarms":
