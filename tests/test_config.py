@@ -29,6 +29,7 @@ RECIPES = {
     "score": "unirg.scoring.archive.ScoreConfig",
     "evaluate": "unirg.evaluation.evaluate.EvaluateConfig",
     "report": "unirg.evaluation.report.render.ReportConfig",
+    "gate": "unirg.lifecycle.gate_rules.GateConfig",
     "comparators": "unirg.prompt_recipes.PromptRecipe",
 }
 """Which model reads a recipe, by the first word of its name without its folder; comparators by the folder."""

@@ -19,7 +19,9 @@ CLI = {
 }
 """Parts of the command line, which `cli` puts together."""
 ABOVE = {"cli", *CLI, "components", "pipelines"}
-STAGES = {"lifecycle", "evaluation", "scoring", "serving", "training", "cohort", "metrics"}
+RECORDS = {"lifecycle.lineage", "lifecycle.store"}
+"""What evaluation reads of the lifecycle; the rest of it, the gate before all, reads evaluations."""
+STAGES = {*RECORDS, "lifecycle", "evaluation", "scoring", "serving", "training", "cohort", "metrics"}
 FOUNDATION = {
     "artifact",
     "checkpoint",
@@ -90,6 +92,8 @@ def imported(path: Path) -> Iterator[str]:
 def part(module: str) -> str:
     """`unirg.training.sft` -> training; `components.stage` -> components; `unirg` -> unirg."""
     top, _, rest = module.partition(".")
+    if rest in RECORDS:
+        return rest
     return rest.split(".")[0] if top == "unirg" and rest else top
 
 
