@@ -96,7 +96,7 @@ def tasks(judge_url: str) -> dict[str, Task]:
     for arm in ARMS:
         inputs = [("--cohort=", arm.cohort)]
         inputs += [("--parent=", f"train {arm.parent}")] if arm.parent else []
-        inputs += [weights] if arm.algorithm == "grpo" else []
+        inputs += [weights] if arm.algorithm != "base" else []
         found[f"train {arm.name}"] = Task(
             ("train", arm.algorithm, f"--recipe={arm.recipe}", judge), tuple(inputs)
         )
@@ -112,11 +112,19 @@ def tasks(judge_url: str) -> dict[str, Task]:
         checkpoints.append((f"--checkpoint={name}=", f"train {arm_name}"))
     names = [system(name, how) for name in SYSTEMS for how in HOW]
     results = (cohort, *predictions, *checkpoints)
-    asked = (f"systems={json.dumps(names)}", f"comparisons={json.dumps(orders.comparisons())}")
+    whole = "step 2"
+    shorter = {name: whole for name, (arm, shown) in SYSTEMS.items() if arm != whole and not shown}
+    asked = (
+        f"systems={json.dumps(names)}",
+        f"comparisons={json.dumps(orders.comparisons())}",
+        f"ablations={json.dumps(shorter)}",
+        f"prior_pairs={json.dumps([('step 2 with priors', whole)])}",
+        f"regression_pairs={json.dumps([(whole, 'sft')])}",
+    )
     found["evaluate"] = Task(("evaluate", "--recipe=toy/evaluate", judge, *asked), (*results, weights))
-    asked = ("title=The paper's ablations on phantoms", "focus=step 2")
+    titled = ("title=The paper's ablations on phantoms", "focus=step 2")
     found["report"] = Task(
-        ("report", "--recipe=toy/report", *asked), (*results, ("--evaluation=", "evaluate"))
+        ("report", "--recipe=toy/report", *titled), (*results, ("--evaluation=", "evaluate"))
     )
     return found
 

@@ -153,7 +153,8 @@ class Console(io.TextIOBase):
     """KFP's output: all of it to a log, only the tasks' own lines to the terminal."""
 
     started = re.compile(r"Executing task \S*?'([\w-]+)'")
-    told = re.compile(r" {4}([^\s{}\[\]\"].*)")
+    told = re.compile(r" {4}(?!\w+: \w+\( name=)([^\s{}\[\]\"].*)")
+    """Not KFP's JSON, nor its list of the artifacts that its UI shows."""
     failed = re.compile(r" {4}unirg\.(?:\w+\.)+(\w+): (.*)")
 
     def __init__(self, terminal: Any, log: Any, names: dict[str, str]) -> None:

@@ -117,14 +117,22 @@ def lines(found: Sequence[Finding]) -> Iterator[str]:
     return _even([_cells(one) for one in found])
 
 
+def _mean(data: Mapping[str, Any], called: str, metric: str) -> Mapping[str, Any] | None:
+    """A system's mean of whole reports over the held-out studies; None where the evaluation has none."""
+    for value in data["values"]:
+        whole = value["setting"] == "report" and value["corpus"] is None and value["institution"] is None
+        if whole and (value["system"], value["split"], value["metric"]) == (called, SPLIT, metric):
+            return dict(value)
+    return None
+
+
 def means(data: Mapping[str, Any], shown: Sequence[str]) -> Iterator[str]:
     """A table for a terminal: means of `PANELS` with intervals, of each system and each baseline."""
-    view = View(data)
     names = [(name, how, system(name, how)) for name in shown for how in HOW]
     names += [(one["name"], "", one["name"]) for one in data["systems"] if one["kind"] == "baseline"]
     head = ("system", "reports", *(data["metrics"][metric]["label"] for metric in PANELS))
     rows = [
-        (name, how, *(interval(view.find(called, SPLIT, metric)) for metric in PANELS))
+        (name, how, *(interval(_mean(data, called, metric)) for metric in PANELS))
         for name, how, called in names
     ]
     return _even([head, *rows])
@@ -177,7 +185,7 @@ def page(data: Mapping[str, Any], found: Sequence[Finding], shown: Sequence[str]
             for metric in PANELS
         ],
         [(how, f"{how} reports") for how in HOW],
-        lambda name, how, metric: view.find(system(name, how), SPLIT, metric),
+        lambda name, how, metric: _mean(data, system(name, how), metric),
     )
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(one)) + "</tr>\n" for one in found

@@ -15,7 +15,9 @@ PERMUTED = ("images permuted", ["permute_images=1", "splits=[test]"])
 does not look at the image."""
 SAMPLED = ("sampled", ["temperature=1.0", "splits=[test]"])
 """Reports drawn as GRPO draws its rollouts: its objective is their expected reward, not the greedy one's."""
-EXTRA = {"sft": [PERMUTED, SAMPLED], "grpo step 1": [SAMPLED], "grpo step 2": [SAMPLED]}
+PRIORS = ("with priors", ["with_priors=true"])
+"""What the previous study brings, beside the same policy without it: the paper's Figure 3a."""
+EXTRA = {"sft": [PERMUTED, SAMPLED], "grpo step 1": [SAMPLED], "grpo step 2": [SAMPLED, PRIORS]}
 """How a policy is scored besides greedily on the held-out and zero-shot studies."""
 
 
@@ -51,7 +53,7 @@ def train(
         given = {"overrides": [], **shared, **inputs}
         task = factory(recipe=f"{recipe}/{step}", **given)
         task.set_display_name(name).set_caching_options(False)
-        return task.output
+        return task.outputs["Output"]  # beside it, some tasks have what KFP's UI shows
 
     given = {"overrides": stage_overrides, "data": data, "hold_out": hold_out, "cohorts": cohorts}
     cohort = component(components.stage.stage, "stage", "stage", **given)

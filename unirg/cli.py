@@ -12,7 +12,18 @@ from typing import Annotated, Any
 
 import typer
 
-from unirg import __version__, artifact, cli_endpoints, cli_metrics, cli_retention, config, storage, telemetry
+from unirg import (
+    __version__,
+    artifact,
+    cli_endpoints,
+    cli_evaluate,
+    cli_metrics,
+    cli_retention,
+    config,
+    storage,
+    telemetry,
+)
+from unirg.cli_evaluate import done as _done
 from unirg.errors import UserError
 
 app = typer.Typer(
@@ -27,7 +38,6 @@ Store = Annotated[str, typer.Option(envvar="UNIRG_STORE", help="Where artifacts 
 Recipe = Annotated[str | None, typer.Option(help="A shipped recipe such as toy/sft, or a YAML file.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings over the recipe: key=value …")]
 Cohort = Annotated[str, typer.Option(help="URI of the cohort.")]
-Named = Annotated[list[str] | None, typer.Option(help="NAME=URI; may be given several times.")]
 Weights = Annotated[str, typer.Option(help="URI of the scorers' weights (`unirg weights make`).")]
 STORE = "runs/store"
 POOL, WORKLOAD = "plan/pool_h100", "plan/workload_paper"
@@ -36,6 +46,7 @@ INTERRUPTED = 130
 weights_app = typer.Typer(no_args_is_help=True, help="Weights of the metrics' models: fetch them, list them.")
 app.add_typer(weights_app, name="weights")
 app.add_typer(cli_metrics.app, name="metrics")
+app.add_typer(cli_evaluate.app)
 app.add_typer(cli_retention.app)
 app.add_typer(cli_endpoints.app, name="endpoint")
 
@@ -247,50 +258,6 @@ def export(
     print(output)
 
 
-@app.command()
-def evaluate(
-    cohort: Cohort,
-    predictions: Named,
-    overrides: Overrides = None,
-    checkpoint: Named = None,
-    recipe: Recipe = None,
-    store: Store = STORE,
-    judge_url: Annotated[str, typer.Option(help="Endpoint that counts errors (CheXprompt).")] = "",
-    tracking_uri: Annotated[str, typer.Option(help="MLflow's tracking URI.")] = "",
-    weights: Weights = "",
-) -> None:
-    """Predictions -> evaluation: metrics with intervals, beside the baselines."""
-    from unirg.evaluation.evaluate import EvaluateConfig, evaluate
-
-    settings = config.load(
-        EvaluateConfig, recipe, overrides or (), judge_url=judge_url, tracking_uri=tracking_uri
-    )
-    opened = artifact.open_artifact(cohort, "cohort")
-    scorers = artifact.open_artifact(weights, "weights") if weights else None
-    _done(evaluate(settings, opened, _named(predictions), _named(checkpoint), store, scorers))
-
-
-@app.command()
-def report(
-    evaluation: Annotated[str, typer.Option(help="URI of the evaluation.")],
-    cohort: Cohort,
-    predictions: Named,
-    overrides: Overrides = None,
-    checkpoint: Named = None,
-    recipe: Recipe = None,
-    store: Store = STORE,
-) -> None:
-    """Evaluation -> one self-contained HTML file."""
-    from unirg.evaluation.report.render import ReportConfig, report
-
-    settings = config.load(ReportConfig, recipe, overrides or ())
-    evaluated = artifact.open_artifact(evaluation, "evaluate")
-    opened = artifact.open_artifact(cohort, "cohort")
-    made = report(settings, evaluated, opened, _named(predictions), _named(checkpoint), store)
-    _done(made)
-    print(made.path("report.html"))
-
-
 @weights_app.command("make")
 def make_weights(overrides: Overrides = None, recipe: Recipe = None, store: Store = STORE) -> None:
     """Make or collect scorers' weights -> one artifact, for training and evaluation to name."""
@@ -335,21 +302,6 @@ def list_weights(
     print(root)
     for line in weights.listing(root):
         print(line)
-
-
-def _named(pairs: list[str] | None) -> dict[str, artifact.Artifact]:
-    """NAME=URI options -> artifacts by name."""
-    split = [pair.partition("=") for pair in pairs or ()]
-    wrong = [pair for pair, (name, equals, uri) in zip(pairs or (), split, strict=True) if not (name and uri)]
-    if wrong:
-        raise UserError(f"{', '.join(wrong)}: not of the form NAME=URI")
-    return artifact.open_all({name: uri for name, _, uri in split})
-
-
-def _done(made: artifact.Artifact) -> None:
-    counts = ", ".join(f"{name} {value}" for name, value in made.manifest.counts.items())
-    print(f"{made.manifest.stage}: {counts}", file=sys.stderr)
-    print(made.uri)
 
 
 def _version(wanted: bool) -> None:

@@ -299,14 +299,13 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
 def test_a_browser_shows_it_without_an_error_or_a_request(tmp_path: Path) -> None:
     card(hostile(tmp_path / "store"), tmp_path / "card", images=True)
     uri = (tmp_path / "card" / "card.html").as_uri()
-    with browser.page(tmp_path / "profile") as tab:
+    with browser.tab() as tab:
         tab.open(uri)
         assert tab.evaluate("document.querySelectorAll('table').length") == 14
         assert tab.evaluate("document.images.length") == 12
         assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)") is True
-        assert tab.complaints() == []
-        assert [url for url in tab.requested() if not url.startswith("data:")] == [uri]
-    with browser.page(tmp_path / "another") as tab:  # a tab waits for its first page alone
-        tab.open(uri, width=390)
-        width = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert tab.evaluate(width) == 0
+        assert tab.complaints == []
+        assert [url for url in tab.requested if not url.startswith("data:")] == [uri]
+    with browser.tab(browser.PHONE) as tab:
+        tab.open(uri)
+        assert tab.overflow() == 0

@@ -1,23 +1,76 @@
-"""Headless Chromium over its DevTools pipe: what a page asks for, complains of, and how wide it is."""
+"""Headless Chromium at a window's size: what a page asks for, complains of, and where its elements lie."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, sync_playwright
 
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
+DESKTOP, PHONE = (1280, 800), (390, 844)
+"""Width and height of a window in CSS pixels."""
+GRAVE = ("serious", "critical")
+"""Impacts that axe-core gives to what shuts somebody out."""
+
+
+@dataclass
+class Tab:
+    """One page in a browser of its own."""
+
+    page: Page
+    requested: list[str] = field(default_factory=list)
+    """Every URL that the page asked for, its own included; what is embedded in it is none."""
+    complaints: list[str] = field(default_factory=list)
+    """What the console says of the page, with every script's error."""
+
+    def open(self, uri: str) -> None:
+        """Load a page to its end."""
+        self.page.goto(uri, wait_until="load")
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression in the page."""
+        return self.page.evaluate(expression)
+
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than its window."""
+        root = "document.documentElement"
+        return int(self.evaluate(f"{root}.scrollWidth - {root}.clientWidth"))
+
+    def bottom(self, selector: str) -> float:
+        """Where the first such element ends, in pixels from the top of the page; it must be seen."""
+        box = self.page.locator(selector).first.bounding_box()
+        assert box, f"{selector} is not shown"
+        return float(box["y"] + box["height"])
+
+    def inaccessible(self) -> list[str]:
+        """axe-core's findings of a grave impact: the rule, the impact, the first elements."""
+        found = Axe().run(self.page).response["violations"]
+        return [
+            f"{each['id']} ({each['impact']}): {[node['html'][:120] for node in each['nodes'][:3]]}"
+            for each in found
+            if each["impact"] in GRAVE
+        ]
+
+
+@contextmanager
+def tab(size: tuple[int, int] = DESKTOP) -> Iterator[Tab]:
+    """A tab of a Chromium of its own, gone at the end."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable(), args=["--no-sandbox"])
+        width, height = size
+        page = browser.new_page(viewport={"width": width, "height": height})
+        opened = Tab(page)
+        page.on("request", lambda request: opened.requested.append(request.url))
+        page.on("console", lambda message: opened.complaints.append(message.text))
+        page.on("pageerror", lambda error: opened.complaints.append(str(error)))
+        yield opened
+        browser.close()
 
 
 def executable() -> str:
@@ -29,94 +82,3 @@ def executable() -> str:
             pytest.fail(reason)
         pytest.skip(reason)
     return found
-
-
-@dataclass
-class Page:
-    """One tab; `events` are the DevTools events it has sent so far."""
-
-    send: Any
-    receive: Any
-    session: str = ""
-    serial: int = 0
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Call a DevTools method and wait for its result."""
-        self.serial += 1
-        message: dict[str, Any] = {"id": self.serial, "method": method, "params": params}
-        if self.session:
-            message["sessionId"] = self.session
-        self.send.write(json.dumps(message).encode() + b"\0")
-        self.send.flush()
-        while True:
-            answer = self._next()
-            if answer.get("id") == self.serial:
-                assert "error" not in answer, answer
-                return dict(answer["result"])
-
-    def open(self, uri: str, width: int = 1280) -> None:
-        """Load a page to its end at a window width in pixels."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False
-        )
-        self.call("Page.navigate", url=uri)
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
-            self._next()
-
-    def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        return self.call("Runtime.evaluate", expression=expression)["result"].get("value")
-
-    def requested(self) -> list[str]:
-        """Every URL that the page asked for, its own included."""
-        sent = [e["params"] for e in self.events if e["method"] == "Network.requestWillBeSent"]
-        return [str(params["request"]["url"]) for params in sent]
-
-    def complaints(self) -> list[str]:
-        """What the console and the browser's log say of the page."""
-        methods = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
-        return [json.dumps(event) for event in self.events if event["method"] in methods]
-
-    def _next(self) -> dict[str, Any]:
-        data = bytearray()
-        while (byte := self.receive.read(1)) != b"\0":
-            assert byte, "chromium ended"
-            data += byte
-        message: dict[str, Any] = json.loads(data)
-        if "method" in message:
-            self.events.append(message)
-        return message
-
-
-@contextmanager
-def page(profile: Path) -> Iterator[Page]:
-    """A tab of a Chromium of its own, gone at the end."""
-    to_child, send = os.pipe()
-    receive, from_child = os.pipe()
-
-    def pipes() -> None:  # Chromium reads commands from descriptor 3 and answers on 4
-        os.dup2(to_child, 13)
-        os.dup2(from_child, 14)
-        os.dup2(13, 3)
-        os.dup2(14, 4)
-
-    process = subprocess.Popen(
-        [executable(), *FLAGS, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
-        preexec_fn=pipes,
-        pass_fds=(3, 4),
-        stderr=subprocess.DEVNULL,
-    )
-    os.close(to_child)
-    os.close(from_child)
-    try:
-        with os.fdopen(send, "wb") as writer, os.fdopen(receive, "rb") as reader:
-            tab = Page(writer, reader)
-            target = tab.call("Target.createTarget", url="about:blank")["targetId"]
-            tab.session = tab.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-            for domain in ("Page", "Network", "Log", "Runtime"):
-                tab.call(f"{domain}.enable")
-            yield tab
-    finally:
-        process.kill()
-        process.wait(20)

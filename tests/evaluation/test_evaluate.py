@@ -92,7 +92,7 @@ def test_copy_prior_repeats_the_prior_and_else_says_what_training_says_most(worl
 
 def test_the_most_frequent_report_comes_from_training_alone(world: World) -> None:
     world.add("train0", "train", "effusion")
-    for number in range(5):
+    for number in range(20):
         world.add(f"test{number}", "test", "normal")
     cohort = world.cohort()
     data = run(world, config(), cohort)
@@ -110,14 +110,14 @@ def test_without_training_studies_the_baselines_are_missing_with_the_reason(worl
 
 
 def test_without_a_judge_its_numbers_are_missing_and_the_rest_is_there(world: World) -> None:
-    cohort = world.fill(4).cohort()
+    cohort = world.fill(10).cohort()
     sft = world.predictions("sft", cohort, world.answers(1.0))
     done = evaluate(config(), cohort, {"sft": sft}, {}, str(world.store))
     data = aggregates.read(done)
     assert data["judge"] is None
     assert value(data, system="sft", split="test", metric="errors")["n"] == 0
     assert value(data, system="sft", split="test", metric="errors")["mean"] is None
-    assert value(data, system="sft", split="test", metric="composite")["missing"] == 8
+    assert value(data, system="sft", split="test", metric="composite")["missing"] == 20
     assert value(data, system="sft", split="test", metric="bleu2")["mean"] == 1
     assert data["unscored"] == []
     assert pq.read_table(done.path("scores.parquet"))["report_reason"].unique().to_pylist() == [
@@ -133,21 +133,22 @@ def test_a_judge_named_without_its_address_is_refused(world: World) -> None:
 
 def test_findings_are_compared_alone_and_only_where_the_reference_has_any(world: World) -> None:
     world.add("train0", "train", "normal")
-    world.add("test0", "test", "effusion")
-    world.add("test1", "test", "effusion", findings=None)
+    for number in range(20):
+        world.add(f"test{number}", "test", "effusion")
+    world.add("last", "test", "effusion", findings=None)
     cohort = world.cohort()
     text = f"Findings: {FINDINGS['effusion'][0]} Impression: something else"
-    sft = world.predictions("sft", cohort, {"test0-0": text, "test1-0": text})
+    sft = world.predictions("sft", cohort, {study.study_id: text for study in world.studies[1:]})
     data = run(world, config(), cohort, sft=sft)
     found = value(data, system="sft", split="test", metric="bleu2", setting="findings")
-    assert (found["mean"], found["n"], found["missing"]) == (1, 1, 0)
-    assert value(data, system="sft", split="test", metric="bleu2")["n"] == 2
+    assert (found["mean"], found["n"], found["missing"]) == (1, 20, 0)
+    assert value(data, system="sft", split="test", metric="bleu2")["n"] == 21
 
 
 def test_studies_that_one_system_lacks_are_counted_listed_and_kept_out_of_the_comparison(
     world: World,
 ) -> None:
-    cohort = world.fill(4).cohort()
+    cohort = world.fill(10).cohort()
     answers = world.answers(1.0)
     lost = {"test000-0": "HTTP 500", "zero001-1": "no answer in 60 s"}
     a = world.predictions("a", cohort, answers)
@@ -163,7 +164,39 @@ def test_studies_that_one_system_lacks_are_counted_listed_and_kept_out_of_the_co
     } in data["unscored"]
     assert value(data, system="b", split="test", metric="bleu2")["missing"] == 1
     compared = next(c for c in data["comparisons"] if c["split"] == "test" and c["metric"] == "bleu2")
-    assert (compared["n"], compared["missing"], compared["difference"]) == (7, 1, 0)
+    assert (compared["n"], compared["missing"], compared["difference"]) == (19, 1, 0)
+
+
+def test_a_part_of_a_split_that_is_too_small_has_no_number(world: World) -> None:
+    for number in range(12):
+        place = "north" if number < 11 else "one-patient"
+        world.add(f"test{number:02d}", "test", "effusion", "normal", place=place)
+    world.add("zero", "zero_shot", "effusion", "normal", place="harbour")
+    cohort = world.cohort()
+    sft = world.predictions("sft", cohort, world.answers(1.0))
+    data = run(world, config(), cohort, sft=sft)
+    small = [(g["split"], g["institution"]) for g in data["groups"] if "too_small" in g]
+    assert small == [("test", "one-patient"), ("zero_shot", "harbour")]
+    for found in data["values"]:
+        few = (found["split"], found["institution"]) in small
+        assert few or found["institution"] or found["n"] == 0 or found["mean"] is not None
+        assert not few or (found["mean"], found["low"], found["high"]) == (None, None, None)
+    whole = data["headline"]["sft"]["zero_shot"]["bleu2"]  # what was asked for is answered, with its n
+    assert (whole["mean"], whole["n"]) == (1, 2)
+    raised = run(world, config(min_group=25), cohort, sft=sft)
+    assert {g["institution"] for g in raised["groups"] if "too_small" in g} == {
+        "north",
+        "one-patient",
+        "harbour",
+    }
+
+
+def test_studies_of_a_split_that_a_system_was_not_asked_about_are_not_uneven(world: World) -> None:
+    cohort = world.fill(4).cohort()
+    answers = world.answers(1.0)
+    some = {key: text for key, text in answers.items() if key.startswith("test")}
+    a, b = world.predictions("a", cohort, some), world.predictions("b", cohort, answers)
+    assert run(world, config(), cohort, a=a, b=b)["uneven"] == {"studies": 0, "listed": []}
 
 
 def test_studies_that_no_system_was_asked_about_stay_outside(world: World) -> None:
@@ -258,8 +291,13 @@ def test_what_cannot_be_compared_is_refused(world: World) -> None:
         evaluate(config(), world.cohort(), {"x": missing}, {}, store)
 
 
-def test_a_file_with_two_predictions_of_a_study_is_refused(world: World) -> None:
+def test_predictions_with_two_runs_are_evaluated_by_the_first_and_say_so(world: World) -> None:
     cohort = world.fill(2).cohort()
-    two_runs = world.predictions("sft", cohort, world.answers(1.0), repeat=2)
-    with pytest.raises(UserError, match="8 studies have more than one"):
-        evaluate(config(), cohort, {"sft": two_runs}, {}, str(world.store))
+    answers = world.answers(1.0)
+    once = evaluate(
+        config(), cohort, {"sft": world.predictions("sft", cohort, answers)}, {}, str(world.store)
+    )
+    doubled = world.predictions("sft", cohort, answers, repeat=2)
+    twice = evaluate(config(), cohort, {"sft": doubled}, {}, str(world.store))
+    assert pq.read_table(twice.path("scores.parquet")).equals(pq.read_table(once.path("scores.parquet")))
+    assert "8 studies have more than one prediction" in aggregates.read(twice)["systems"][0]["note"]

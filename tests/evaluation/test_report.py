@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,16 @@ from tests.evaluation.worlds import World
 from unirg.artifact import Artifact
 from unirg.errors import UserError
 from unirg.evaluation.evaluate import EvaluateConfig, evaluate
-from unirg.evaluation.report import page, plots
+from unirg.evaluation.report import plots
 from unirg.evaluation.report.render import ReportConfig, report
-from unirg.training.alarms import Alarms
+from unirg.evaluation.report.shown import signed
 
 HOSTILE = {
     "script": "<script>alert(1)</script>",
     "markup": "</style></svg><img src=x onerror=alert(2)>",
     "template": "{{ 7*7 }} {% raw %}",
-    "formula": "=HYPERLINK(1) $\\frac{",
-    "direction": "abc\N{RIGHT-TO-LEFT OVERRIDE}fed\N{ZERO WIDTH SPACE}\x1b[0m",
+    "formula": '=HYPERLINK("http://x", 1) $\\frac{',
+    "direction": "abc\N{RIGHT-TO-LEFT OVERRIDE}fed\N{RIGHT-TO-LEFT MARK}\N{ZERO WIDTH SPACE}\x1b[0m",
 }
 
 VALIDATED = [
@@ -38,7 +39,7 @@ VALIDATED = [
 
 
 class Read(HTMLParser):
-    """Elements, attributes and visible text of a page."""
+    """Elements, attributes and visible text of a page; what is written in figures is apart, in `drawn`."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -46,11 +47,16 @@ class Read(HTMLParser):
         self.ids: list[str] = []
         self.links: list[str] = []
         self.handlers: list[str] = []
-        self.text = ""
+        self.parts: list[str] = []
+        self.drawn = ""
+        self._inside = 0
+        self._style = False
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        self._inside += tag == "svg"
+        self._style = tag == "style"
         for name, value in attrs:
             if name == "id":
                 self.ids.append(str(value))
@@ -59,16 +65,27 @@ class Read(HTMLParser):
             if name.startswith("on"):
                 self.handlers.append(name)
 
+    def handle_endtag(self, tag: str) -> None:
+        self._inside -= tag == "svg"
+        self._style = False
+
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self._inside:
+            self.drawn += data
+        elif not self._style:
+            self.parts.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.parts)
 
 
 def made(world: World, judge_url: str, hostile: bool = False) -> tuple[Artifact, dict[str, Any]]:
     """A report over two policies, and what it was made of."""
     bad = " ".join(HOSTILE.values()) if hostile else ""
     texts = {"findings": f"Clear lungs. {bad}", "indication": f"Cough {bad}"} if hostile else {}
-    world.add("odd0", "test", "normal", "effusion", **texts)
-    cohort = world.fill(4).cohort()
+    world.add("odd0", "test", "normal", "effusion", sex="F", **texts)
+    cohort = world.fill().cohort()
     untrained = world.checkpoint("untrained", steps=0)
     sft = world.checkpoint("sft", more=VALIDATED, entropy_floor=0.02)
     names = ("untrained", f"sft {bad}".strip())
@@ -130,26 +147,54 @@ def test_the_page_is_one_file_that_runs_and_loads_nothing(plain: Made) -> None:
 def test_the_page_says_what_it_is_for_and_who_counted_the_errors(plain: Made) -> None:
     done, _ = plain
     text = Read(done.path("report.html").read_text()).text
-    assert "Research use, not for diagnosis." in text.split("Results")[0]
-    columns = re.findall("(?:Errors per report|Composite reward)\N{NO-BREAK SPACE}.(.{13})", text)
+    assert "Research use, not for diagnosis." in text.split("Leaderboard")[0]
+    columns = re.findall(r"(?:Errors per report|Composite reward)\s[\u2191\u2193] ?\(?(.{13})", text)
     assert len(columns) >= 8
     assert set(columns) == {"offline judge"}
-    for part in ("Held-out", "Zero-shot", "most-frequent-report", "copy-prior", "the interval"):
+    for part in ("Test set", "Zero-shot", "most-frequent-report", "copy-prior", "the interval"):
         assert part in text
     assert "no prediction: HTTP 500" in text
 
 
-def test_every_number_of_the_headline_is_in_the_page_and_in_the_json(plain: Made) -> None:
+def numbers_in(found: Any) -> Iterator[str]:
+    """Every number of a JSON, in each form that the page has for one."""
+    if isinstance(found, dict):
+        for key, value in found.items():
+            yield from numbers_in([str(key), value])
+    elif isinstance(found, list):
+        for value in found:
+            yield from numbers_in(value)
+    elif isinstance(found, str):
+        yield from re.findall(NUMBER, found)
+    elif isinstance(found, int | float) and not isinstance(found, bool):
+        for form in (".1f", ".2f", ".3f", ".3g", ".0%", ".1%", ",", ""):
+            yield format(abs(found), form)
+
+
+NUMBER = r"\d+(?:[.,]\d+)+%?"
+
+
+def test_every_number_of_the_page_is_in_the_json(plain: Made) -> None:
     done, inputs = plain
     numbers = json.loads(done.path("report.json").read_text())
-    text = Read(done.path("report.html").read_text()).text
-    for splits in numbers["headline"].values():
-        for metrics in splits.values():
-            for metric, record in metrics.items():
-                assert page.formatted(record["mean"], metric) in text
-    assert numbers["training"][0]["values"] == [3 / step for step in range(1, 6)]
+    shown = set(re.findall(NUMBER, " ".join(Read(done.path("report.html").read_text()).parts)))
+    assert len(shown) > 100
+    assert shown <= set(numbers_in(numbers))
     assert {entry["digest"] for entry in numbers["provenance"]} >= {inputs["cohort"].digest}
-    assert "Small left pleural effusion" not in done.path("report.json").read_text()
+    assert "Small left pleural effusion" not in json.dumps(numbers | {"suites": {}})
+
+
+def test_markdown_compares_systems_and_has_the_cards(plain: Made) -> None:
+    done, inputs = plain
+    markdown = done.path("report.md").read_text()
+    data = json.loads(done.path("report.json").read_text())
+    one = next(r for r in data["comparisons"] if r["split"] == "test" and r["setting"] == "report")
+    (row,) = [line for line in markdown.splitlines() if re.match(r"\| .* minus most.*Test set", line)]
+    assert signed(one["difference"], one["metric"]) in row
+    assert re.search(r"[+\N{MINUS SIGN}]\d", row)
+    for checkpoint in inputs["checkpoints"].values():
+        assert checkpoint.digest[:16] in markdown
+    assert re.search(r"- Held\\-out: \d+ studies of \d+ patients", markdown)
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -166,7 +211,7 @@ def test_hostile_text_appears_as_text(hostile: Made, kind: str) -> None:
 
 
 def test_direction_and_control_marks_are_spelled_out() -> None:
-    assert plots.visible(HOSTILE["direction"]) == "abc[U+202E]fed[U+200B][U+001B][0m"
+    assert plots.visible(HOSTILE["direction"]) == "abc[U+202E]fed[U+200F][U+200B][U+001B][0m"
     assert plots.visible("first line\nsecond") == "first line\nsecond"
 
 
@@ -188,12 +233,13 @@ def test_cases_show_the_images_and_every_system(plain: Made) -> None:
     html = done.path("report.html").read_text()
     numbers = json.loads(done.path("report.json").read_text())
     kinds = [(case["split"], case["kind"]) for case in numbers["cases"]]
-    assert kinds == [(s, k) for s in ("test", "zero_shot") for k in ("worst", "median", "best") for _ in "12"]
-    assert html.count('<article class="case">') == 12
+    order = ("worst", "disagreement", "median", "best")
+    assert [*dict.fromkeys(kinds)] == [(s, k) for s in ("test", "zero_shot") for k in order]
+    assert html.count('<article class="case') == len(kinds)
     assert 'alt="Current frontal chest radiograph"' in html
     assert 'alt="Prior frontal chest radiograph"' in html
-    assert html.count("<h4>copy-prior</h4>") == 12
-    worst, best = numbers["cases"][0], numbers["cases"][4]
+    assert html.count("<h4>copy-prior</h4>") == len(kinds)
+    worst, best = numbers["cases"][0], numbers["cases"][kinds.index(("test", "best"))]
     assert worst["scores"]["sft"]["composite"] < best["scores"]["sft"]["composite"]
 
 
@@ -207,7 +253,8 @@ def test_without_judge_comparisons_zero_shot_or_policies_the_page_still_stands(w
     ).text
     assert "No judge was configured" in text
     assert "no institution was held out" in text
-    assert "No policy was scored." in text
+    assert "No policy was ranked" in text
+    assert "Too small to be shown as numbers: Held-out, phantom" in text
 
 
 def test_inputs_that_are_not_those_of_the_evaluation_are_refused(plain: Made) -> None:
@@ -228,65 +275,139 @@ def test_a_running_mean_keeps_constants_and_length() -> None:
 def test_validation_scores_stand_against_their_steps(plain: Made) -> None:
     done, _ = plain
     numbers = json.loads(done.path("report.json").read_text())
-    found = {c["key"]: (c["system"], c["steps"], c["values"], c["scorers"]) for c in numbers["training"]}
-    assert found["validation/radcliq_v1"][:3] == ("sft", [2, 5], [1.25, 0.75])
-    assert found["validation/radcliq_v1"][3] == numbers["scorers"]
-    assert found["validation/loss"] == ("sft", [2], [1.5], None)
-    assert "validation/seconds" not in found
-    assert numbers["validations"] == [{"system": "sft", "studies": 1024, "missing": 3}]
-    html = done.path("report.html").read_text()
-    assert "by system: RadCliQ-v1, Loss." in html
-    assert "lower is better" in html
-    assert "sft: 1,024 studies each time, 3 scores missing in all." in Read(html).text
+    found = {curve["key"]: (curve["run"], curve["steps"], curve["values"])
+             for curve in numbers["suites"]["dynamics"]["curves"]}  # fmt: skip
+    assert found["validation/radcliq_v1"] == ("sft", [2, 5], [1.25, 0.75])
+    assert found["validation/loss"] == ("sft", [2], [1.5])
+    read = Read(done.path("report.html").read_text())
+    assert "RadCliQ-v1 against training steps" in read.text
+    assert "lower is better" in read.drawn
+    assert "sft: validated on 1,024 studies each time, 3 scores missing in all." in read.text
 
 
-def test_an_alarm_is_told_with_its_step_its_value_and_its_limit(plain: Made) -> None:
+def test_an_alarm_of_training_is_told_first(plain: Made) -> None:
     done, _ = plain
-    numbers = json.loads(done.path("report.json").read_text())
-    told = {"name": "entropy", "step": 4, "value": 0.015, "limit": 0.02}
-    assert numbers["alarms"] == [{"system": "sft", **told}]
+    first = Read(done.path("report.html").read_text()).text.split("Leaderboard")[0]
+    assert "Training has collapsed: one report for all. sft" in first
+    assert "As it was trained, sft has collapsed" in first
+
+
+def test_cards_tell_the_data_and_how_each_model_was_made(plain: Made) -> None:
+    done, inputs = plain
+    cards = json.loads(done.path("report.json").read_text())["cards"]
+    assert cards["data"]["corpora"] == [
+        {"corpus": "phantom", "name": "Phantoms, drawn by UniRG: no patient", "licence": "Apache-2.0"}
+        | {"public": True, "synthetic": True}
+    ]
+    assert cards["data"]["hold_out"] == ["harbour"]
+    assert {split["split"]: (split["studies"], split["patients"]) for split in cards["data"]["splits"]} == {
+        **{"test": (26, 13), "train": (24, 12), "zero_shot": (24, 12)}
+    }
+    models = {model["systems"][0]: model for model in cards["models"]}
+    assert list(models) == ["untrained", "sft"]
+    (stage,) = models["sft"]["stages"]
+    assert stage == {
+        **{"stage": "sft", "digest": inputs["checkpoints"]["sft"].digest, "steps": 5},
+        "learning_rate": 1e-3,
+    }
     text = Read(done.path("report.html").read_text()).text
-    assert "sftCollapse: entropy of the policy, nats per token40.0150.020" in text
-    assert "No alarm was raised" not in text
+    assert "Known limits: Training has collapsed: one report for all." in text
+    assert "Phantoms, drawn by UniRG: no patient (phantom): synthetic" in text
 
 
-def test_every_alarm_of_training_has_its_words_and_its_limit() -> None:
-    raised = {name for name, value in Alarms() if isinstance(value, str)}  # "warn", beside the limits
-    assert set(page.ALARMS) == raised
-    assert {alarm.limit for alarm in page.ALARMS.values()} == set(Alarms.model_fields) - raised - {"window"}
+@pytest.mark.parametrize("size", [browser.DESKTOP, browser.PHONE])
+@pytest.mark.parametrize("name", ["plain", "hostile"])
+def test_an_accessibility_checker_finds_nothing_grave(
+    name: str, size: tuple[int, int], request: pytest.FixtureRequest
+) -> None:
+    done, _ = request.getfixturevalue(name)
+    with browser.tab(size) as tab:
+        tab.open(done.path("report.html").as_uri())
+        assert tab.inaccessible() == []
+        tab.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+        assert tab.inaccessible() == []
 
 
-def test_without_alarms_the_page_says_so_and_an_unknown_one_keeps_its_name(world: World) -> None:
-    cohort = world.fill(2).cohort()
-    quiet, odd = world.checkpoint("quiet"), {"step": 1, "alarm/<b>": float("nan")}
-    texts = []
-    for checkpoint in (quiet, world.checkpoint("odd", more=[odd])):
-        given = {"rl": world.predictions("rl", cohort, world.answers(1.0), model=checkpoint)}
-        done = evaluate(EvaluateConfig(resamples=100), cohort, given, {}, str(world.store))
-        made = report(ReportConfig(cases=0), done, cohort, given, {"rl": checkpoint}, str(world.store))
-        texts.append(Read(made.path("report.html").read_text()).text)
-    assert "No alarm was raised while" in texts[0]
-    assert "rl<b>1\N{EM DASH}\N{EM DASH}" in texts[1]
+def test_the_accessibility_checker_finds_what_is_there() -> None:
+    with browser.tab() as tab:
+        tab.page.set_content("<html><body><img src='data:,'><p style='color: #ddd'>pale</p></body></html>")
+        assert {finding.split()[0] for finding in tab.inaccessible()} >= {"image-alt", "color-contrast"}
 
 
-def test_a_browser_shows_the_page_without_an_error_or_a_request(hostile: Made, tmp_path: Path) -> None:
+def order(tab: browser.Tab) -> list[int]:
+    """The cases that are seen, by their place in the page's source, from the top."""
+    shown = []
+    for at, case in enumerate(tab.page.locator(".case").all()):
+        if box := case.bounding_box():
+            shown.append((box["y"], at))
+    return [at for _, at in sorted(shown)]
+
+
+def test_cases_are_sorted_and_narrowed_by_mouse_and_by_keyboard(plain: Made) -> None:
+    done, _ = plain
+    scored = [
+        case["scores"]["sft"]["composite"]
+        for case in json.loads(done.path("report.json").read_text())["cases"]
+    ]
+    with browser.tab() as tab:
+        tab.open(done.path("report.html").as_uri())
+        assert order(tab) == list(range(len(scored)))
+        tab.page.get_by_label("worst first").click()
+        worst = order(tab)
+        assert [scored[at] for at in worst] == sorted(scored)
+        assert worst != list(range(len(scored)))
+        tab.page.keyboard.press("ArrowLeft")
+        assert order(tab) == list(range(len(scored)))
+        tab.page.get_by_label("sex: F", exact=False).first.click()
+        women = order(tab)
+        assert 0 < len(women) < len(scored)
+        tab.page.get_by_label("everyone", exact=True).focus()
+        tab.page.keyboard.press("Space")
+        assert order(tab) == list(range(len(scored)))
+
+
+def test_a_browser_shows_the_page_without_an_error_or_a_request(hostile: Made) -> None:
     done, _ = hostile
     uri = done.path("report.html").as_uri()
-    with browser.page(tmp_path / "profile") as tab:
+    with browser.tab() as tab:
         tab.open(uri)
-        assert tab.evaluate("document.querySelectorAll('h2').length") == 8
+        assert tab.evaluate("document.querySelectorAll('h2').length") == 15
         assert tab.evaluate("[...document.images].every(image => image.naturalWidth > 0)") is True
-        assert tab.complaints() == []
-        assert [url for url in tab.requested() if not url.startswith("data:")] == [uri]
+        assert tab.evaluate("document.scripts.length") == 0
+        assert tab.complaints == []
+        assert [url for url in tab.requested if not url.startswith("data:")] == [uri]
 
 
-def test_on_a_phone_only_the_tables_scroll_sideways(plain: Made, tmp_path: Path) -> None:
-    done, _ = plain
-    with browser.page(tmp_path / "profile") as tab:
-        tab.open(done.path("report.html").as_uri(), width=390)
-        page_width = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert tab.evaluate(page_width) == 0
-        assert tab.evaluate("document.querySelector('.scroll').scrollWidth") > 390
+@pytest.mark.parametrize("name", ["plain", "hostile"])
+def test_on_a_phone_only_the_tables_scroll_sideways(name: str, request: pytest.FixtureRequest) -> None:
+    done, _ = request.getfixturevalue(name)
+    with browser.tab(browser.PHONE) as tab:
+        tab.open(done.path("report.html").as_uri())
+        assert tab.overflow() == 0
+        widths = tab.evaluate("[...document.querySelectorAll('.scroll')].map(each => each.scrollWidth)")
+        assert max(widths) > browser.PHONE[0]
+
+
+def test_an_interval_that_runs_to_a_pole_does_not_squeeze_the_others() -> None:
+    sound = {"mean": 0.9, "low": 0.8, "high": 1.05}
+    found = {"a": sound, "b": sound | {"mean": 1.0}, "c": {"mean": 1.2, "low": 0.9, "high": 90.0}}
+    left, right = plots.limits(found.values()) or (0, 0)
+    assert left < 0.8
+    assert 1.2 < right < 3
+    far = {"mean": 30.0, "low": None, "high": None}
+    assert (plots.limits([*found.values(), far]) or (0, 99))[1] > 30
+    alike = {"mean": 1.0, "low": 1.0, "high": 1.0}
+    for none in ([{"mean": 1.0, "low": None, "high": None}, None], [alike, alike], [sound, alike]):
+        assert plots.limits(none) is None
+
+    def drawn(numbers: dict[str, Any]) -> str:
+        systems = [{"name": name, "kind": "policy"} for name in numbers]
+        panels, splits = [("bleu2", "BLEU-2", "")], [("test", "Held-out")]
+        return plots.dots("f", "alt", systems, panels, splits, lambda name, *_: numbers[name])
+
+    assert "beyond the axis" in drawn(found)
+    assert ">80<" not in drawn(found)  # a tick of the axis
+    assert "beyond the axis" not in drawn(found | {"c": sound})
 
 
 def test_a_metric_below_zero_is_drawn_where_it_is() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ FINDINGS = {
     "pneumothorax": ("Small right apical pneumothorax.", "Right pneumothorax."),
     "normal": ("The lungs are clear. No pleural effusion or pneumothorax.", "No acute disease."),
 }
+WRONG = "Findings: A pacemaker is seen. Impression: Left rib fracture."
 
 
 class Made(Config):
@@ -168,6 +170,23 @@ class World:
                 findings, impression = (study.findings, study.impression) if rng.random() < right else wrong
                 texts[study.study_id] = f"Findings: {findings} Impression: {impression}"
         return texts
+
+
+def bare(folder: Path) -> dict[str, str]:
+    """Two prediction files as others bring them: ReXrank's form, and a CSV."""
+    rexrank, rows = {}, [["study_id", "candidate"]]
+    for number in range(30):
+        findings, impression = FINDINGS[list(FINDINGS)[number % 4]]
+        report = f"Findings: {findings} Impression: {impression}"
+        rexrank[f"s{number}"] = {
+            **{"study_id": f"s{number}", "section_findings": findings, "section_impression": impression},
+            "model_prediction": report if number % 3 else WRONG,
+        }
+        rows.append([f"s{number}", report])
+    (folder / "a.json").write_text(json.dumps(rexrank))
+    with (folder / "b.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return {"a": str(folder / "a.json"), "b": str(folder / "b.csv")}
 
 
 def _write(path: Path, rows: list[dict[str, Any]], strings: list[str]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.canary import CANARY, everything_shown
 from unirg.errors import UserError
-from unirg.metrics.pairs import Compared, read
+from unirg.metrics.pairs import Compared, File, read
 
 ROWS: list[dict[str, Any]] = [
     {"study_id": "s1", "candidate": "Clear.", "findings": "Lungs clear.", "impression": "Normal."},
@@ -170,6 +170,28 @@ def test_a_wrong_file_is_refused_by_place_and_without_its_text(
     assert CANARY not in f"{refused.value!s} {refused.value!r}"
     assert "\n" not in str(refused.value)
     assert CANARY not in everything_shown(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("f.csv", 2 * "study_id,candidate,reference\na,b,c\n", "row 4 has the study_id of row 2"),
+        ("f.jsonl", 2 * '{"study_id": "a", "candidate": "b"}\n', "line 2 has the study_id of line 1"),
+        ("f.json", '{"a": {"report": "r"}, "a": {"report": "r"}}', "the same key twice"),
+        ("f.json", 2 * '{"a": {"report": "r"}}\n', "line 2 is no JSON (column 1)"),
+    ],
+)
+def test_two_runs_in_one_file_are_refused_unless_repeats_are_let_in(
+    tmp_path: Path, name: str, content: str, said: str
+) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(UserError) as refused:
+        File(str(path))
+    assert said in str(refused.value)
+    file = File(str(path), repeats=True)
+    assert list(file.records) == ["a"]
+    assert (file.doubled, file.differing) == (1, 0)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:

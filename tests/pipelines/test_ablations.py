@@ -82,6 +82,10 @@ def test_the_evaluation_compares_what_the_orders_speak_of_and_the_report_resolve
         assert {order.metric} <= {"composite", "errors", *config.scores}
         for how in HOW:
             assert (system(order.a, how), system(order.b, how)) in config.comparisons
+    named = {name for pair in (*config.prior_pairs, *config.regression_pairs) for name in pair}
+    assert named <= set(config.systems)
+    checkpoints = {option.split("=")[1] for option, _ in GIVEN["evaluate"].inputs if "checkpoint" in option}
+    assert {*config.ablations, *config.ablations.values()} <= checkpoints
     assert load(ReportConfig, *settings(GIVEN["report"])).focus in config.systems
 
 

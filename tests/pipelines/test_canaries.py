@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -72,6 +74,7 @@ class Collector(ThreadingHTTPServer):
 SYSTEMS = [
     *("untrained", "sft", "grpo step 1", "grpo step 2"),
     *("sft, images permuted", "sft, sampled", "grpo step 1, sampled", "grpo step 2, sampled"),
+    "grpo step 2, with priors",
     *("most-frequent-report", "copy-prior"),
 ]
 AGAIN_S = 90.0
@@ -328,6 +331,20 @@ def test_the_reports_numbers_are_there_as_json(run: Run) -> None:
     (data,) = (data for key, data in run.objects.items() if key.endswith("/report.json"))
     text = json.dumps(json.loads(data))
     assert all(json.dumps(system) in text for system in SYSTEMS)
+
+
+def test_kfps_ui_is_given_the_evaluations_numbers_and_the_reports_page(run: Run) -> None:
+    shown: dict[str, dict[str, dict[str, Any]]] = {}
+    for path in sorted(run.folder.rglob("executor_output.json")):
+        found = json.loads(path.read_text()).get("artifacts", {})
+        shown[path.parts[-2]] = {name: each["artifacts"][0] for name, each in found.items()}
+    metrics = shown["evaluate"]["metrics"]["metadata"]
+    assert {name.split("/")[0] for name in metrics} >= set(SYSTEMS)
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert Path(shown["report"]["html"]["uri"]).read_bytes() == run.page.read_bytes()
+    for task in ("evaluate", "report"):
+        assert Path(shown[task]["html"]["uri"]).read_text().startswith("<!doctype html>")
+        assert Path(shown[task]["markdown"]["uri"]).read_text().startswith("# ")
 
 
 def test_given_again_it_repeats_nothing_and_starts_no_model_server(run: Run) -> None:

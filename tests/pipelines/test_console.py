@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import pytest
+from kfp.dsl import Metrics
 from kfp.local import logging_utils
 
 from pipelines.demo import Console
@@ -45,6 +46,14 @@ def test_kfps_own_lines_and_json_stay_in_the_log(console: Console, terminal: io.
     console.write(text)
     assert shown(terminal) == []
     assert text in console.log.getvalue()
+
+
+def test_of_a_tasks_outputs_the_terminal_has_the_uri_and_no_artifact_of_the_ui(
+    console: Console, terminal: io.StringIO
+) -> None:
+    outputs = {"Output": "s3://store/evaluate/1", "metrics": Metrics("metrics", "s3://root/x", {"a/b": 1.0})}
+    console.write("\n".join(logging_utils.make_log_lines_for_outputs(outputs)) + "\n")
+    assert shown(terminal) == ["train sft  Output: 's3://store/evaluate/1'"]
 
 
 def test_a_line_that_comes_in_pieces_is_shown_once_and_whole(console: Console, terminal: io.StringIO) -> None:

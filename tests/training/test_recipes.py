@@ -92,7 +92,7 @@ ABLATED = {
     "grpo_alone": ("grpo_step1", {"epochs"}),
     "grpo_after_sft": ("grpo_step1", {"epochs"}),
     "grpo_bleu": ("ablations/grpo_after_sft", {"rewards"}),
-    "grpo_without_errors": ("grpo_step2", {"rewards", "judge_model"}),
+    "grpo_without_errors": ("grpo_step2", {"rewards"}),
     "grpo_step1_without_priors": ("grpo_step1", {"prior_share"}),
     "grpo_step2_without_priors": ("grpo_step2", {"prior_share"}),
 }
@@ -161,6 +161,27 @@ def test_an_ablation_differs_from_what_it_is_compared_with_in_nothing_else(folde
     differ = {field for field in ours if ours[field] != theirs[field]}
     assert differ
     assert differ <= fields
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "paper/grpo_step2",
+            "paper/ablations/grpo_without_errors",
+            "toy/sft",
+            "toy/grpo_step1",
+            "toy/grpo_step2",
+        ),
+        *(name for name in shipped_recipes() if name.startswith("toy/ablations/grpo_")),
+    ],
+)
+def test_a_run_that_figure_2d_draws_is_validated_by_a_judge(name: str) -> None:
+    """So is the one without the error reward: its errors are compared, though it does not learn from them."""
+    found = recipe(name)
+    assert found["validate_steps"] > 0
+    assert {"radcliq_v1", "errors", "errors_significant"} < set(found["validation_scores"])
+    assert found["judge_model"]
 
 
 def test_every_ablation_has_a_toy_counterpart() -> None:

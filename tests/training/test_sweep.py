@@ -74,8 +74,9 @@ def test_the_papers_grid_resolves_point_by_point() -> None:
     ("algorithm", "recipe", "weights", "said"),
     [
         ("sft", "paper/sft", "", "seed=0: the validation's score `bertscore` needs its scorer's weights"),
-        ("grpo", "toy/grpo_step1", "", "seed=0: the reward `bertscore` needs its scorer's weights"),
-        ("grpo", "toy/grpo_step2", "s3://store/weights/0", "seed=0: the reward `errors` needs a judge"),
+        ("grpo", "toy_real/grpo_step1", "", "seed=0: the reward `bertscore` needs its scorer's weights"),
+        ("grpo", "toy_real/grpo_step2", "s3://store/weights/0", "seed=0: the reward `errors` needs a judge"),
+        ("sft", "toy/sft", "s3://store/weights/0", "seed=0: the validation's score `errors` needs a judge"),
     ],
 )
 def test_points_that_would_lack_a_scorer_or_a_judge_are_refused(

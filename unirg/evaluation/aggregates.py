@@ -3,8 +3,9 @@
 The result is plain data, written as `aggregates.json`:
     metrics      name -> label, direction, whether the judge's or a scorer's numbers are in it
     systems      in the order shown: name, kind, note
-    groups       split x corpus x institution (null = all): studies and patients
-    values       one record per (system, group, setting, metric): mean, low, high, n, missing
+    groups       split x corpus x institution (null = all): studies and patients, `too_small` where so
+    values       one record per (system, group, setting, metric): mean, low, high, n, missing; of a part that
+                 is too small mean, low and high are null: a whole split is what was asked for, and has them
     comparisons  one record per (pair, split, setting, metric): paired difference, with a sentence
     headline     system -> split -> metric, over all corpora, in the report setting
     unscored     counts by (system, setting, split, reason)
@@ -14,7 +15,6 @@ The result is plain data, written as `aggregates.json`:
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -24,8 +24,10 @@ import numpy as np
 
 from unirg.artifact import Artifact
 from unirg.evaluation.candidates import SETTINGS
+from unirg.evaluation.groups import MIN_GROUP, Record, better, difference, patients, record, too_small
+from unirg.evaluation.sanity import lacking
 from unirg.evaluation.scores import Metric, Scores
-from unirg.evaluation.statistics import Intervals, bootstrap, excludes_zero, paired
+from unirg.evaluation.statistics import bootstrap, paired
 from unirg.metrics.verdicts import NO_JUDGE
 
 FILE = "aggregates.json"
@@ -35,20 +37,29 @@ _LISTED = 200
 
 
 def aggregate(
-    scores: Scores, comparisons: Sequence[tuple[str, str]], resamples: int, seed: int
+    scores: Scores,
+    comparisons: Sequence[tuple[str, str]],
+    resamples: int,
+    seed: int,
+    min_group: int = MIN_GROUP,
 ) -> dict[str, Any]:
-    """Everything that the report and the metrics store show, as JSON types."""
+    """Everything that the report and the metrics store show, as JSON types.
+
+    Args:
+        min_group: a part of a split with fewer studies, or of fewer than ten patients, has no numbers.
+    """
     groups: list[dict[str, Any]] = []
     values: list[dict[str, Any]] = []
     compared: list[dict[str, Any]] = []
     for group, rows in _groups(scores):
-        chosen = [study for study, kept in zip(scores.studies, rows, strict=True) if kept]
-        patients = len({(study.corpus, study.patient_id) for study in chosen})
-        groups.append(group | {"studies": len(chosen), "patients": patients})
-        pairs = comparisons if group["corpus"] is None and group["institution"] is None else ()
-        for record in _estimates(scores, rows, pairs, resamples, seed):
-            target = compared if "difference" in record else values
-            target.append(group | record)
+        people = patients(scores, np.flatnonzero(rows))
+        about = group | {"studies": len(people), "patients": len(set(people))}
+        whole = _whole(group)
+        groups.append(about | ({"too_small": True} if not whole and too_small(people, min_group) else {}))
+        pairs = comparisons if whole else ()
+        for estimate in _estimates(scores, rows, pairs, resamples, seed, None if whole else min_group):
+            target = compared if "difference" in estimate else values
+            target.append(group | estimate)
     return {
         "metrics": {name: asdict(metric) for name, metric in scores.metrics.items()},
         "systems": [{"name": s.name, "kind": s.kind, "note": s.note} for s in scores.systems],
@@ -64,6 +75,12 @@ def aggregate(
 def read(evaluation: Artifact) -> dict[str, Any]:
     """The aggregates of an evaluation."""
     return dict(json.loads(evaluation.path(FILE).read_bytes()))
+
+
+def notes(data: Mapping[str, Any]) -> list[str]:
+    """What a reader must know of the studies and of each system, a line each; no text of a report, no id."""
+    of_systems = (f"{each['name']}: {each['note']}" for each in data["systems"] if each["note"])
+    return [*data["notes"], *of_systems]
 
 
 def shown_first(measured: Mapping[str, Any]) -> tuple[str, ...]:
@@ -93,13 +110,24 @@ def _groups(scores: Scores) -> Iterator[tuple[dict[str, str | None], np.ndarray]
 
 
 def _estimates(
-    scores: Scores, rows: np.ndarray, pairs: Sequence[tuple[str, str]], resamples: int, seed: int
+    scores: Scores,
+    rows: np.ndarray,
+    pairs: Sequence[tuple[str, str]],
+    resamples: int,
+    seed: int,
+    min_group: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """Records of one group: means of every system and metric, and differences of the pairs."""
+    """Records of one group: means of every system and metric, and differences of the pairs.
+
+    Args:
+        min_group: None: the group has numbers whatever its size.
+    """
     names = [system.name for system in scores.systems]
     for setting in SETTINGS:
-        kept = np.flatnonzero(rows & scores.eligible(setting)).tolist()
-        patients = [f"{scores.studies[i].corpus}/{scores.studies[i].patient_id}" for i in kept]
+        kept = np.flatnonzero(rows & scores.eligible(setting))
+        people = patients(scores, kept)
+        few = min_group is not None and too_small(people, min_group)
+        none = dict.fromkeys(("mean", "low", "high")) if few else {}
         single = [(name, metric) for name in names for metric in scores.metrics]
         double = [(a, b, metric) for a, b in pairs for metric in scores.metrics]
         columns = [scores.values[name, setting, metric][kept] for name, metric in single]
@@ -107,58 +135,45 @@ def _estimates(
             paired(scores.values[a, setting, metric][kept], scores.values[b, setting, metric][kept])
             for a, b, metric in double
         ]
-        found = bootstrap(np.column_stack(columns), patients, resamples, seed)
+        found = bootstrap(np.column_stack(columns), people, resamples, seed)
         for column, (name, metric) in enumerate(single):
-            yield {"system": name, "setting": setting, "metric": metric, **_numbers(found, column, "mean")}
+            yield {"system": name, "setting": setting, "metric": metric, **record(found, column), **none}
         for column, (a, b, metric) in enumerate(double, start=len(single)):
-            numbers = _numbers(found, column, "difference")
+            numbers = difference(found, column)
+            sentence = _sentence(a, b, scores.metrics[metric], numbers)
             yield {
-                **{"a": a, "b": b, "setting": setting, "metric": metric},
-                **numbers,
-                "excludes_zero": excludes_zero(float(found.low[column]), float(found.high[column])),
-                "sentence": _sentence(a, b, scores.metrics[metric], numbers),
+                **{"a": a, "b": b, "setting": setting, "metric": metric, "sentence": sentence},
+                **{"difference" if name == "mean" else name: each for name, each in numbers.items()},
             }
 
 
-def _numbers(found: Intervals, column: int, name: str) -> dict[str, float | int | None]:
-    return {
-        name: _json(found.mean[column]),
-        "low": _json(found.low[column]),
-        "high": _json(found.high[column]),
-        "n": int(found.n[column]),
-        "missing": int(found.missing[column]),
-    }
-
-
-def _json(value: float) -> float | None:
-    # Six decimals: the last bits of a sum depend on the processor, and these bytes are digested.
-    return round(float(value), 6) + 0.0 if math.isfinite(value) else None
-
-
-def _sentence(a: str, b: str, metric: Metric, numbers: dict[str, float | int | None]) -> str:
+def _sentence(a: str, b: str, metric: Metric, numbers: Record) -> str:
     """The comparison in plain words."""
-    difference, low, high = numbers["difference"], numbers["low"], numbers["high"]
-    if difference is None:
+    if numbers["mean"] is None:
         return f"{a} and {b} share no scored study."
-    if low is None or high is None:
+    if numbers["low"] is None or numbers["high"] is None:
         return f"{a} and {b} share scored studies of one patient only: no interval."
-    if not excludes_zero(low, high):
+    side = better(numbers, metric.higher_is_better)
+    if side is None:
         return f"No difference shown between {a} and {b}: the interval includes zero."
-    better = (difference > 0) == metric.higher_is_better
-    return f"{a} is {'better' if better else 'worse'} than {b}: the interval excludes zero."
+    return f"{a} is {'better' if side else 'worse'} than {b}: the interval excludes zero."
 
 
-def _headline(scores: Scores, values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _whole(group: Record) -> bool:
+    """Whether a group or a value is of a split as a whole."""
+    return group["corpus"] is None and group["institution"] is None
+
+
+def _headline(scores: Scores, values: Sequence[Record]) -> Record:
     headline: dict[str, Any] = {
         system.name: {split: None for split in HEADLINE_SPLITS} for system in scores.systems
     }
-    for record in values:
-        whole = record["corpus"] is None and record["institution"] is None
-        shown = record["split"] in HEADLINE_SPLITS and record["metric"] in shown_first(scores.metrics)
-        if whole and shown and record["setting"] == "report":
-            by_split = headline[record["system"]]
-            numbers = {name: record[name] for name in ("mean", "low", "high", "n", "missing")}
-            by_split[record["split"]] = (by_split[record["split"]] or {}) | {record["metric"]: numbers}
+    for value in values:
+        shown = value["split"] in HEADLINE_SPLITS and value["metric"] in shown_first(scores.metrics)
+        if _whole(value) and shown and value["setting"] == "report":
+            by_split = headline[value["system"]]
+            numbers = {name: value[name] for name in ("mean", "low", "high", "n", "missing")}
+            by_split[value["split"]] = (by_split[value["split"]] or {}) | {value["metric"]: numbers}
     return headline
 
 
@@ -178,18 +193,15 @@ def _unscored(scores: Scores) -> list[dict[str, Any]]:
 
 
 def _uneven(scores: Scores) -> dict[str, Any]:
-    """Studies with a candidate from some systems and not from others, in the report setting."""
-    names = [system.name for system in scores.systems]
-    texts = [system.texts["report"] for system in scores.systems]
-    studies = [study.study_id for study in scores.studies]
-    missing = np.array([[study not in text for study in studies] for text in texts])
-    rows = np.flatnonzero(missing.any(axis=0) & ~missing.all(axis=0))
+    """Studies that some system lacks a candidate for, as `sanity` counts them, in the report setting."""
+    missing = {name: lacks for name, (lacks, _) in lacking(scores).items()}
+    rows = np.flatnonzero(np.logical_or.reduce(list(missing.values()))).tolist() if missing else []
     listed = [
         {
             "study_id": scores.studies[row].study_id,
             "corpus": scores.studies[row].corpus,
             "split": scores.studies[row].split,
-            "missing_in": [name for name, absent in zip(names, missing[:, row], strict=True) if absent],
+            "missing_in": [name for name, lacks in missing.items() if lacks[row]],
         }
         for row in rows[:_LISTED]
     ]

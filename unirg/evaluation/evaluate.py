@@ -1,33 +1,48 @@
 """The stage `evaluate`: predictions of any number of systems -> scores per study, means with intervals.
 
-Writes `scores.parquet` (one row per system and study) and `aggregates.json` (`aggregates.py` says what is
-in it), then records the aggregates in the metrics store.
+Writes `scores.parquet` (one row per system and study), `aggregates.json` (`aggregates.py` says what is in it)
+and `suites.json` (`suites.py` says how), then records the headline numbers in the metrics store.
+
+A system comes as an artifact of stage `score` or as a prediction file; without a cohort all are files, which
+bring their own references (`files.py`).
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Literal
 
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 
-from unirg import artifact, telemetry
+from unirg import artifact, storage, telemetry
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.config import operational
 from unirg.errors import UserError
-from unirg.evaluation import aggregates, candidates, tracking
+from unirg.evaluation import aggregates, candidates, files, leaderboard, suites, tracking
 from unirg.evaluation import scores as scoring
+from unirg.evaluation.candidates import System
+from unirg.evaluation.history import training_history
+from unirg.evaluation.suites import SUITES, Suite
 from unirg.metrics import catalog
 from unirg.metrics.encoder import Compute, Precision
 from unirg.metrics.engine import Engine
 from unirg.metrics.judge_settings import JudgeSettings
+from unirg.metrics.temporal import Labeller
+from unirg.study import Study
 
-VERSION = 2
+VERSION = 5
 STAGE = "evaluate"
 SCORES = "scores.parquet"
+FORMS = (".csv", ".jsonl", ".json")
+"""Suffixes of prediction files; a URI without one is an artifact's."""
+
+Predictions = Mapping[str, Artifact | str]
+"""System -> its artifact of stage `score`, or the URI of its prediction file."""
 
 
 class EvaluateConfig(JudgeSettings):
@@ -37,7 +52,7 @@ class EvaluateConfig(JudgeSettings):
     """Order in which the systems are shown, each named once; empty: the alphabet's."""
     comparisons: tuple[tuple[str, str], ...] = ()
     """Pairs (a, b) of systems whose paired difference a - b is estimated; baselines may take part."""
-    scores: tuple[str, ...] = ("bleu2", "rouge_l")
+    scores: tuple[str, ...] = ("bleu2", "bleu4", "rouge_l")
     """What is measured beside the judge's errors (`unirg metrics list`); the default needs no weights."""
     composite: dict[str, float] = {"bleu2": 1 / 3, "rouge_l": 1 / 3, "errors": 1 / 3}
     """Weights of the composite reward, as GRPO's `rewards`."""
@@ -45,6 +60,24 @@ class EvaluateConfig(JudgeSettings):
     """Precision of the scorers' encoders."""
     device: str = operational("cpu")
     """Where the scorers run, as torch names it."""
+    suites: tuple[Suite | Literal["all"], ...] = ("all",)
+    """What is evaluated: `all`, or some of reports, errors, conditions, longitudinal, zero_shot, subgroups,
+    dynamics, sanity."""
+    min_group: int = Field(default=20, ge=2)
+    """Studies that a group needs to be shown as numbers; it needs ten patients, too."""
+    prior_pairs: tuple[tuple[str, str], ...] = ()
+    """Pairs (system with priors, the same without) of the suite longitudinal."""
+    regression_pairs: tuple[tuple[str, str], ...] = ()
+    """Pairs (challenger, champion): in which subgroups the first is worse, of the suite subgroups."""
+    ablations: dict[str, str] = {}
+    """System -> the one of the whole recipe that it is an ablation of, both with checkpoints: dynamics."""
+    corpus: str = ""
+    """Without a cohort: what the studies are of, such as rexrank_iu_xray, whose public board of `board` then
+    stands beside them."""
+    condition_labeller: Literal["auto", "chexbert", "lexicon"] = "auto"
+    """Who reads conditions out of reports; `auto`: CheXbert where the weights have it, else the rules."""
+    board: str = operational("")
+    """Folder of ReXrank's public boards, or one board, to show beside ours; its content counts."""
     resamples: int = Field(default=10_000, ge=100)
     """Bootstrap resamples of patients."""
     seed: int = 0
@@ -59,35 +92,67 @@ class EvaluateConfig(JudgeSettings):
         catalog.check([*self.scores, *self.composite])
         return self
 
+    @model_validator(mode="after")
+    def _pairs_of_two(self) -> EvaluateConfig:
+        # The suites would refuse these, too, but after everything was scored.
+        for name, pairs in (("prior_pairs", self.prior_pairs), ("regression_pairs", self.regression_pairs)):
+            if same := [a for a, b in pairs if a == b]:
+                raise ValueError(f"{name} compare {same[0]} with itself")
+        if chained := sorted(self.ablations.keys() & set(self.ablations.values())):
+            raise ValueError(f"{chained[0]} is an ablation itself: name the run of the whole recipe")
+        return self
+
+
+def opened(predictions: Mapping[str, str]) -> dict[str, Artifact | str]:
+    """Systems by URI: artifacts are opened, prediction files (`FORMS`) stay what they are.
+
+    Raises:
+        ArtifactError: there is no artifact at a URI that is no prediction file's.
+    """
+    named = {name: uri for name, uri in predictions.items() if not _is_file(uri)}
+    made = artifact.open_all(named)
+    return {name: made.get(name, uri) for name, uri in predictions.items()}
+
+
+def _is_file(uri: str) -> bool:
+    return PurePosixPath(uri).suffix.lower() in FORMS
+
 
 @telemetry.verb("evaluate")
 def evaluate(
     config: EvaluateConfig,
-    cohort: Artifact,
-    predictions: Mapping[str, Artifact],
+    cohort: Artifact | None,
+    predictions: Predictions,
     checkpoints: Mapping[str, Artifact],
     store: str,
     weights: Artifact | None = None,
+    references: str = "",
 ) -> Artifact:
-    """Score every system and both baselines on the same studies.
+    """Score every system on the same studies, with both baselines where there is a cohort.
 
     Args:
-        predictions: system's name -> its predictions on the cohort.
+        cohort: None: the studies and references are those of the prediction files.
+        predictions: system's name -> its predictions on the cohort, or its prediction file's URI.
         checkpoints: system's name -> the checkpoint it was served from, where there is one.
         weights: the scorers' weights (stage `weights`); needed where a score has a model.
+        references: a file with the references, only without a cohort.
 
     Raises:
-        UserError: a name is unknown or reserved, predictions are of another cohort or checkpoint, the
-            scorers' weights are missing, the judge is named without its URL or cannot be reached.
+        UserError: a name is unknown or reserved, predictions are of another cohort or checkpoint, a file
+            cannot be read, the scorers' weights are missing, the judge is named without its URL or cannot
+            be reached.
     """
     order = _order(config, predictions, checkpoints)
+    _check_sources(cohort, predictions, references, config.corpus)
     judge = config.judge()
-    inputs: dict[str, Artifact | str] = {"cohort": cohort}
-    inputs |= {f"predictions:{name}": found for name, found in predictions.items()}
     measured = scoring.metrics(config.scores, config.composite)
+    board = leaderboard.read(config.board) if config.board else []
+    inputs = sources(cohort, predictions, checkpoints, references)
     inputs["metrics"] = catalog.version(measured.keys() - {"composite"})
+    if board:
+        inputs["board"] = storage.sha256(repr(board).encode())
     if judge:
-        inputs["judge"] = judge.identity
+        inputs["judge"] = catalog.digest([judge.identity, Labeller.beside(judge).identity])
     if weights:
         inputs["weights"] = weights
     with artifact.draft(store, STAGE, VERSION, config, inputs) as draft:
@@ -100,10 +165,8 @@ def evaluate(
                     f"{named[0]} needs its scorer's weights: name an artifact of stage weights "
                     "(`unirg weights make` prints one)"
                 )
-            opened = Cohort.open(cohort)
-            studies = candidates.attempted(predictions, opened)
-            systems = [candidates.policy(name, predictions[name], studies) for name in order]
-            systems += candidates.baselines(opened, studies)
+            archive = Cohort.open(cohort) if cohort else None
+            studies, systems, notes = compared(order, archive, predictions, references, config.corpus)
             engine = Engine(
                 [name for name, m in measured.items() if name != "composite" and (judge or not m.judged)],
                 weights=weights.uri if weights else "",
@@ -113,17 +176,109 @@ def evaluate(
             )
             scores = scoring.score(studies, systems, measured, config.composite, engine)
             pq.write_table(scores.table(), draft.out / SCORES)
-            data = aggregates.aggregate(scores, config.comparisons, config.resamples, config.seed)
-            data |= {"judge": config.judge_model, "composite": config.composite}
+            data = aggregates.aggregate(
+                scores, config.comparisons, config.resamples, config.seed, config.min_group
+            )
+            data |= {"judge": config.judge_model, "composite": config.composite, "notes": notes}
             data |= {"scorers": _scorers(weights), "identity": dict(engine.identity)}
             data |= {"resamples": config.resamples, "seed": config.seed}
-            (draft.out / aggregates.FILE).write_text(
-                json.dumps(data, indent=1, sort_keys=True, allow_nan=False)
+            beside = suites.Sources(
+                engine, draft.scratch, predictions, checkpoints, archive, weights, judge, board
             )
-            found = draft.commit({"studies": len(studies), "systems": len(systems)})
+            all_of_them = suites.run(scores, beside, _options(config))
+            for name, content in ((aggregates.FILE, data), (suites.FILE, all_of_them)):
+                text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+                (draft.out / name).write_text(text)
+            alarms = len(suites.alarms(all_of_them))
+            found = draft.commit({"studies": len(studies), "systems": len(systems), "alarms": alarms})
     if config.tracking_uri:
         tracking.record(found, predictions, checkpoints, config.tracking_uri, config.experiment)
     return found
+
+
+def _options(config: EvaluateConfig) -> suites.Options:
+    return suites.Options(
+        suites=[name for name in SUITES if "all" in config.suites or name in config.suites],
+        resamples=config.resamples,
+        seed=config.seed,
+        min_group=config.min_group,
+        prior_pairs=config.prior_pairs,
+        regression_pairs=config.regression_pairs,
+        ablations=config.ablations,
+        labeller=config.condition_labeller,
+    )
+
+
+def _check_sources(cohort: Artifact | None, predictions: Predictions, references: str, corpus: str) -> None:
+    """Refuse what cannot be compared."""
+    if cohort is not None:
+        if references:
+            raise UserError("references are the cohort's: leave out either --cohort or --references")
+        if corpus:
+            raise UserError("corpus is the cohort's: leave out either --cohort or the setting corpus")
+        return
+    if made := [name for name, found in predictions.items() if isinstance(found, Artifact)]:
+        raise UserError(
+            f"predictions {made[0]} are an artifact, whose references are its cohort's: name it with --cohort"
+        )
+
+
+def sources(
+    cohort: Artifact | None,
+    predictions: Predictions,
+    checkpoints: Mapping[str, Artifact],
+    references: str = "",
+) -> dict[str, Artifact | str]:
+    """What an evaluation compares, as inputs of its manifest: a file counts by its content.
+
+    A checkpoint counts by its action key: the suites read its log and its lineage, which are no part of its
+    digest. So it leads nobody to the artifact; the predictions do, which name their model.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    found: dict[str, Artifact | str] = {"cohort": cohort} if cohort else {}
+    found |= {
+        f"predictions:{name}": made if isinstance(made, Artifact) else _content(made)
+        for name, made in predictions.items()
+    }
+    found |= {f"checkpoint:{name}": made.manifest.action_key for name, made in checkpoints.items()}
+    return found | ({"references": _content(references)} if references else {})
+
+
+def _content(uri: str) -> str:
+    try:
+        return storage.sha256(storage.read_bytes(uri))
+    except FileNotFoundError:
+        raise UserError(f"no file at {uri}: correct the path") from None
+
+
+def compared(
+    order: Sequence[str],
+    cohort: Cohort | None,
+    predictions: Predictions,
+    references: str,
+    corpus: str = "",
+) -> tuple[list[Study], list[System], list[str]]:
+    """The studies, the systems as they are shown, and what a reader must know of both.
+
+    Args:
+        order: names of the predictions; without a cohort the first of their references counts.
+        corpus: without a cohort, what the studies are of; empty: `files.CORPUS`.
+    """
+    uris = {name: found for name in order if isinstance(found := predictions[name], str)}
+    if cohort is None:
+        alone = files.alone(uris, references, corpus or files.CORPUS)
+        return alone.studies, alone.systems, alone.notes
+    made = {name: found for name in order if isinstance(found := predictions[name], Artifact)}
+    studies = candidates.attempted(made, cohort, uris)
+    systems = [
+        candidates.policy(name, made[name], studies)
+        if name in made
+        else candidates.from_file(name, uris[name], studies)
+        for name in order
+    ]
+    return studies, [*systems, *candidates.baselines(cohort, studies)], []
 
 
 def _scorers(weights: Artifact | None) -> str | None:
@@ -134,7 +289,7 @@ def _scorers(weights: Artifact | None) -> str | None:
 
 
 def _order(
-    config: EvaluateConfig, predictions: Mapping[str, Artifact], checkpoints: Mapping[str, Artifact]
+    config: EvaluateConfig, predictions: Predictions, checkpoints: Mapping[str, Artifact]
 ) -> list[str]:
     """The systems as they are shown, after every name was checked."""
     if reserved := set(predictions) & set(candidates.BASELINES):
@@ -144,12 +299,24 @@ def _order(
         differing = ", ".join(sorted(set(order) ^ set(predictions))) or "a name comes twice"
         raise UserError(f"systems must name each prediction once; check {differing}")
     known = [*order, *candidates.BASELINES]
-    for name in (name for pair in config.comparisons for name in pair):
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.3) or known[:1]
-            raise UserError(f"comparisons name {name}, which is no system: did you mean {near[0]}?")
+    named = {
+        "comparisons": config.comparisons,
+        "prior_pairs": config.prior_pairs,
+        "regression_pairs": config.regression_pairs,
+    }
+    for setting, pairs in named.items():
+        for name in (name for pair in pairs for name in pair):
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.3) or known[:1]
+                raise UserError(f"{setting} name {name}, which is no system: did you mean {near[0]}?")
+    for name in (name for pair in config.ablations.items() for name in pair):
+        if name not in checkpoints:
+            raise UserError(f"ablations name {name}, which has no checkpoint: add --checkpoint {name}=URI")
+        if not training_history(checkpoints[name]):
+            raise UserError(f"ablations name {name}, whose checkpoint has no training log: leave it out")
     for name, checkpoint in checkpoints.items():
-        model = predictions[name].manifest.inputs.get("model") if name in predictions else None
+        made = predictions.get(name)
+        model = made.manifest.inputs.get("model") if isinstance(made, Artifact) else None
         if name not in predictions or (model and model.digest != checkpoint.digest):
             raise UserError(f"checkpoint {name} is not the one that the predictions of {name} came from")
     return order

@@ -12,7 +12,7 @@ from unirg.checkpoint import LOG
 
 VALIDATION, ALARM = "validation/", "alarm/"
 """Begin the keys of a validation's scores, and of an alarm's value."""
-STUDIES = f"{VALIDATION}studies"
+STUDIES, ASKED = f"{VALIDATION}studies", f"{VALIDATION}asked"
 
 
 def training_history(checkpoint: Artifact) -> list[dict[str, Any]]:

@@ -23,7 +23,10 @@ from unirg.metrics.reward import composite
 from unirg.metrics.verdicts import NO_JUDGE
 from unirg.study import Study
 
-ERRORS = ("errors", "errors_significant", *(f"errors_{name}" for name in CATEGORIES))
+ERRORS = (
+    *("errors", "errors_significant", *(f"errors_{name}" for name in CATEGORIES)),
+    *(f"errors_{name}_significant" for name in CATEGORIES),
+)
 """The judge's scores; they stand in every evaluation, missing where no judge was asked."""
 
 

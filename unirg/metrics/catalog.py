@@ -132,6 +132,19 @@ _ALL = [
         )
         for category in CATEGORIES
     ),
+    *(
+        Score(
+            f"errors_{category}_significant",
+            f"{category.replace('_', ' ').capitalize()}, significant",
+            0,
+            math.inf,
+            False,
+            _CHEXPROMPT,
+            "",
+            JUDGE,
+        )
+        for category in CATEGORIES
+    ),
 ]
 CATALOG: Mapping[str, Score] = {score.name: score for score in _ALL}
 
@@ -178,6 +191,11 @@ def scorers(names: Iterable[str]) -> list[str]:
 def with_weights(names: Iterable[str]) -> list[str]:
     """Those of the scores that need a scorer's weights."""
     return [name for name in names if scorers([name])]
+
+
+def judged(names: Iterable[str]) -> list[str]:
+    """Those of the scores that need a judge."""
+    return [name for name in names if any(score.scorer == JUDGE for score in with_parts([name]))]
 
 
 def version(names: Iterable[str]) -> str:

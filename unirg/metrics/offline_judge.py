@@ -1,10 +1,11 @@
-"""The offline judge: an OpenAI-compatible server that counts a candidate's errors by rules, with no model.
+"""The offline judge: an OpenAI-compatible server that answers our questions by rules, with no model.
 
-It stands in for the language model of CheXprompt where none can be had: in the toy run and in tests. The
-client is the one that speaks to a real model (`chexprompt.Judge`); only the counting differs. It reads both
-reports with `findings_lexicon` and compares them condition by condition (devices kind by kind) and side by
-side. `count_errors` states the rules. Its numbers measure agreement of extracted findings: show them as
-"offline judge", never as CheXprompt's.
+It stands in for a language model where none can be had: in the toy run and in tests. The clients are those
+that speak to a real model; only the answering differs. For `chexprompt.Judge` it reads both reports with
+`findings_lexicon` and compares them condition by condition (devices kind by kind) and side by side
+(`count_errors` states the rules); for `temporal.Labeller` it reads the changes that a report states
+(`temporal_change`). Its numbers measure agreement of extracted findings: show them as "offline judge", never
+as CheXprompt's.
 
     python -m unirg.metrics.offline_judge --port 0 --ready-file judge.url
 """
@@ -23,7 +24,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count, product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -33,6 +34,8 @@ from unirg.errors import UserError
 from unirg.metrics.chexprompt import CATEGORIES, Count, Errors
 from unirg.metrics.findings_lexicon import Finding, extract
 from unirg.metrics.findings_terms import LUNG_OPACITY, NO_FINDING
+from unirg.metrics.temporal import SCHEMA as TEMPORAL
+from unirg.metrics.temporal import Answer, Change
 from unirg.processes import die_with_parent
 
 MODEL = "offline-judge"
@@ -196,8 +199,31 @@ def _meet(some: Places, others: Places) -> bool:
     return None in some or None in others or bool(some.keys() & others.keys())
 
 
+def temporal_change(report: str) -> Change:
+    """What a report says has happened to disease since the earlier study: the worst of the changes stated."""
+    changes = {finding.change for finding in extract(report) if finding.condition != "Support Devices"}
+    if "new" in changes:
+        return "new_development"
+    if "increased" in changes:
+        return "progression"
+    return "regression" if changes & {"decreased", "resolved"} else "no_change"
+
+
+def _answer(body: Any) -> str:
+    """The JSON that a question gets, by the name of the schema that it asks for.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, StopIteration: no client of ours asks like this.
+    """
+    data = json.loads(next(m["content"] for m in reversed(body["messages"]) if m["role"] == "user"))
+    form = body.get("response_format") or {}
+    if form.get("json_schema", {}).get("name") == TEMPORAL:
+        return Answer(category=temporal_change(str(data["report"]))).model_dump_json()
+    return count_errors(str(data["candidate"]), str(data["reference"])).model_dump_json()
+
+
 def application() -> FastAPI:
-    """The endpoints of OpenAI's protocol that `Judge` and a readiness probe need."""
+    """The endpoints of OpenAI's protocol that our clients and a readiness probe need."""
     app = FastAPI(title=MODEL, docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/health")
@@ -212,13 +238,11 @@ def application() -> FastAPI:
     async def completions(request: Request) -> JSONResponse:
         try:
             body = json.loads(await request.body())
-            data = json.loads(next(m["content"] for m in reversed(body["messages"]) if m["role"] == "user"))
-            candidate, reference = str(data["candidate"]), str(data["reference"])
-        except (ValueError, KeyError, TypeError, StopIteration):
-            return _refusal(400, "the user message must be the JSON object that Judge sends")
+            answer = _answer(body)
+        except (ValueError, KeyError, TypeError, AttributeError, StopIteration):
+            return _refusal(400, "the user message must be the JSON object that our clients send")
         if body.get("model") != MODEL:
             return _refusal(404, f"the only model here is {MODEL}")
-        answer = count_errors(candidate, reference).model_dump_json()
         choice = {
             "index": 0,
             "finish_reason": "stop",

@@ -81,10 +81,13 @@ class Asking(threading.Thread):
 
 def scores(verdict: Verdict) -> dict[str, float | Missing]:
     """The scores that the judge gives, by name: all, the significant ones, and each category's."""
-    names = ("errors", "errors_significant", *(f"errors_{category}" for category in CATEGORIES))
+    names = (
+        *("errors", "errors_significant", *(f"errors_{category}" for category in CATEGORIES)),
+        *(f"errors_{category}_significant" for category in CATEGORIES),
+    )
     if verdict.errors is None:
         return dict.fromkeys(names, Missing(verdict.reason or "no verdict"))
     pairs = [getattr(verdict.errors, category) for category in CATEGORIES]
     counts = [count.significant + count.insignificant for count in pairs]
-    significant = sum(count.significant for count in pairs)
-    return dict(zip(names, map(float, (sum(counts), significant, *counts)), strict=True))
+    grave = [count.significant for count in pairs]
+    return dict(zip(names, map(float, (sum(counts), sum(grave), *counts, *grave)), strict=True))

@@ -33,7 +33,8 @@ def train(
     they are started here and waited for; they run this same function.
 
     Args:
-        weights: the scorers' weights (stage `weights`), for GRPO's rewards and for validation.
+        judge_url: who counts errors, for GRPO's rewards and for validation.
+        weights: the scorers' weights (stage `weights`), for the same.
 
     Raises:
         UserError: an unknown algorithm, a missing parent, or what the algorithm itself refuses.
@@ -52,14 +53,14 @@ def train(
     start = open_artifact(parent, STAGES)
     scorers = open_artifact(weights, "weights") if weights else None
     options = {"cohort": studies.uri, "parent": start.uri, "weights": weights, "judge-url": judge_url}
+    given: dict[str, Any] = {"judge_url": judge_url} if judge_url else {}
     if algorithm == "sft":
-        wanted = config.load(sft.SFTConfig, recipe, overrides)
+        wanted = config.load(sft.SFTConfig, recipe, overrides, **given)
         check_validation(wanted, bool(scorers))
         if _in_this_process(wanted):
             return sft.sft(wanted, studies, start, store, scorers)
         inputs = sft.inputs(wanted, studies, start, scorers)
         return _launched("sft", sft.VERSION, wanted, inputs, options, store)
-    given: dict[str, Any] = {"judge_url": judge_url} if judge_url else {}
     settings = config.load(grpo.GRPOConfig, recipe, overrides, **given)
     check_validation(settings, bool(scorers))
     grpo.check_rewards(settings, bool(scorers))

@@ -17,22 +17,20 @@ from unirg.cohort.reader import Cohort
 from unirg.config import operational
 from unirg.errors import UserError
 from unirg.metrics import catalog
-from unirg.metrics.chexprompt import Judge
 from unirg.metrics.encoder import Compute, Precision
 from unirg.metrics.engine import Engine
-from unirg.metrics.judge_settings import JudgeSettings
 from unirg.metrics.reward import PAPER
 from unirg.training import alarms as watch
-from unirg.training import run
+from unirg.training import run, settings
 from unirg.training.alarms import Alarms
 from unirg.training.data import Examples, training_studies
 from unirg.training.rewards import Rewards
-from unirg.training.settings import TrainConfig, accumulation, check_weights
+from unirg.training.settings import TrainConfig, accumulation, check_scores
 
-VERSION = 3
+VERSION = 4
 
 
-class GRPOConfig(TrainConfig, JudgeSettings):
+class GRPOConfig(TrainConfig):
     """The paper's RL: learning rate 5e-6, global batch 256, 16 rollouts per query, 1 epoch per step."""
 
     learning_rate: float = Field(default=5e-6, gt=0)
@@ -130,17 +128,13 @@ def inputs(
     """What makes the artifact's identity beside the configuration."""
     found: dict[str, Artifact | str] = {"cohort": cohort, "parent": parent, "prompts": prompts.VERSION}
     found["metrics"] = catalog.version(config.rewards)
-    if judge := _judge(config):
+    if judge := settings.judge(config, config.rewards):
         found["judge"] = judge.identity
     if config.validate_steps:
         found["validation"] = catalog.version(config.validation_scores)
     if weights:
         found["weights"] = weights
     return found
-
-
-def _judge(config: GRPOConfig) -> Judge | None:
-    return config.judge() if any(name.startswith("errors") for name in config.rewards) else None
 
 
 @telemetry.verb("train.grpo")
@@ -168,11 +162,12 @@ def grpo(
         from unirg.training import validation
         from unirg.training.rollouts import SharedGRPOTrainer
 
+        judge = settings.judge(config, config.rewards)
         engine = Engine(
             list(config.rewards),
             weights=weights.uri if weights else "",
             compute=Compute(config.reward_precision, device=run.device()),
-            judge=_judge(config),
+            judge=judge,
         )
         opened = Cohort.open(cohort)
         studies = training_studies(opened)
@@ -196,7 +191,7 @@ def grpo(
             peft_config=run.adapters(config),
             callbacks=[
                 watch.callback(config.alarms),
-                *validation.callbacks(config, opened, processor, weights),
+                *validation.callbacks(config, opened, processor, weights, judge),
             ],
         )
         steps = run.train(trainer, draft, f"grpo (kl {config.kl:g})")
@@ -254,9 +249,7 @@ def check_rewards(config: GRPOConfig, weights: bool) -> None:
     Raises:
         UserError: a reward needs them, or a judge, and they are not.
     """
-    check_weights("the reward", config.rewards, weights)
-    if not config.judge_url and any(name.startswith("errors") for name in config.rewards):
-        raise UserError("the reward `errors` needs a judge: set judge_url to an OpenAI-compatible endpoint")
+    check_scores("the reward", list(config.rewards), config, weights)
 
 
 def _check_vllm(config: GRPOConfig) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from unirg.config import Config, operational
 from unirg.errors import UserError
 from unirg.metrics import catalog
+from unirg.metrics.chexprompt import Judge
+from unirg.metrics.judge_settings import JudgeSettings
 from unirg.training import distributed
 from unirg.training.trainjob import TrainJobConfig
 
@@ -29,7 +31,7 @@ class LoRA(Config):
     """Ends of the names of the adapted matrices; the default is every one of the language model."""
 
 
-class TrainConfig(Config):
+class TrainConfig(JudgeSettings):
     """What SFT and GRPO have in common."""
 
     learning_rate: float = Field(gt=0)
@@ -79,8 +81,10 @@ class TrainConfig(Config):
     validation_scores: tuple[str, ...] = Field(
         default=("bleu2", "bertscore", "sembscore", "radgraph", "radcliq_v1"), min_length=1
     )
-    """Scores (`unirg metrics list`) of the validation's greedy reports, none of a judge; the default is
-    RadCliQ-v1 with its parts."""
+    """Scores (`unirg metrics list`) of the validation's greedy reports; the default is RadCliQ-v1 with its
+    parts. All that begin with `errors` come from one verdict of the judge, so a validation calls it once for
+    each of `validation_studies`, besides attempts again (the paper's step 2: 35 validations of 1,024 calls,
+    beside 8,960,000 for the rewards)."""
     validation_tokens: int = Field(default=512, ge=8)
     """A longer greedy report is cut; the paper leaves it open."""
     launch: Literal["local", "trainjob"] = operational("local")
@@ -104,9 +108,6 @@ class TrainConfig(Config):
         if self.export == "best" and "radcliq_v1" not in self.validation_scores:
             raise ValueError("export = best needs radcliq_v1 among validation_scores")
         catalog.check(self.validation_scores)
-        for score in catalog.with_parts(self.validation_scores):
-            if score.scorer == catalog.JUDGE:
-                raise ValueError(f"validation_scores names {score.name}, which needs a judge: leave it out")
         if self.launch == "trainjob" and not self.trainjob:
             raise ValueError("launch = trainjob needs its settings: set trainjob.image")
         return self
@@ -139,16 +140,36 @@ def check_validation(config: TrainConfig, weights: bool) -> None:
         weights: the scorers' are there.
 
     Raises:
-        UserError: a score needs them and they are not.
+        UserError: a score needs them, or a judge, and they are not.
     """
     if config.validate_steps:
-        check_weights("the validation's score", config.validation_scores, weights)
+        check_scores("the validation's score", config.validation_scores, config, weights)
 
 
-def check_weights(what: str, scores: Iterable[str], weights: bool) -> None:
-    """Raises: UserError where one of the scores needs its scorer's weights and they are not there."""
+def check_scores(what: str, scores: Sequence[str], config: TrainConfig, weights: bool) -> None:
+    """Refuse scores that could not be computed.
+
+    Raises:
+        UserError: one needs its scorer's weights, or a judge, and they are not there.
+    """
     if not weights and (named := catalog.with_weights(scores)):
         raise UserError(
             f"{what} `{named[0]}` needs its scorer's weights: name an artifact of stage weights "
             "(`unirg weights make` prints one), or leave the score out"
         )
+    if named := catalog.judged(scores):
+        needs = f"{what} `{named[0]}` needs a judge"
+        if not config.judge_url:
+            raise UserError(f"{needs}: set judge_url to an OpenAI-compatible endpoint")
+        if not config.judge_model:
+            raise UserError(f"{needs}: set judge_model to the model's name at {config.judge_url}")
+
+
+def judge(config: TrainConfig, rewards: Iterable[str] = ()) -> Judge | None:
+    """Who counts errors for the rewards and for the validation, within one budget; None where neither asks.
+
+    Raises:
+        UserError: a budget in money without prices.
+    """
+    validated = config.validation_scores if config.validate_steps else ()
+    return config.judge() if catalog.judged([*rewards, *validated]) else None

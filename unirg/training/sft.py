@@ -10,11 +10,11 @@ from unirg import prompts, telemetry
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.metrics import catalog
-from unirg.training import run
+from unirg.training import run, settings
 from unirg.training.data import Examples, training_studies
 from unirg.training.settings import TrainConfig, accumulation
 
-VERSION = 2
+VERSION = 3
 
 
 class SFTConfig(TrainConfig):
@@ -41,6 +41,8 @@ def inputs(
         found["validation"] = catalog.version(config.validation_scores)
         if weights:
             found["weights"] = weights
+    if judge := settings.judge(config):
+        found["judge"] = judge.identity
     return found
 
 
@@ -54,7 +56,8 @@ def sft(
         A checkpoint artifact (stage `sft`): `model/` and the trainer's log.
 
     Raises:
-        UserError: no training study, a batch that the micro-batch does not divide, a non-finite loss.
+        UserError: no training study, a batch that the micro-batch does not divide, a non-finite loss; a
+            validation whose judge cannot be reached.
     """
     with run.draft(store, "sft", VERSION, config, inputs(config, cohort, parent, weights)) as draft:
         if draft.committed:
@@ -81,7 +84,7 @@ def sft(
                 ddp_find_unused_parameters=False,  # each batch has images, and so reaches every weight
             ),
             processing_class=processor,
-            callbacks=validation.callbacks(config, opened, processor, weights),
+            callbacks=validation.callbacks(config, opened, processor, weights, settings.judge(config)),
             peft_config=run.adapters(config),
         )
         with closing(trainer):

@@ -96,7 +96,7 @@ def check(
     """
     if algorithm not in CONFIGS:
         raise UserError(f"no sweep of {algorithm}: there are sweeps of {' and '.join(CONFIGS)}")
-    given: dict[str, Any] = {"judge_url": judge_url} if judge_url and algorithm == "grpo" else {}
+    given: dict[str, Any] = {"judge_url": judge_url} if judge_url else {}
     found, wrong, seen = points(grid), [], dict[bytes, tuple[str, ...]]()
     for point in found:
         try:

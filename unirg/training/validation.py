@@ -21,6 +21,7 @@ from unirg import prompts, telemetry
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.errors import UserError
+from unirg.metrics.chexprompt import Judge
 from unirg.metrics.encoder import Compute
 from unirg.metrics.engine import Engine
 from unirg.study import Study
@@ -57,8 +58,9 @@ class Validation(TrainerCallback):
     """Validates every `validate_steps` optimiser steps and after the last one; for any trainer.
 
     Entries of the trainer's history (`log_history`), with `step` and `epoch`: `validation/loss` (mean over
-    completion tokens), `validation/<score>` (mean over the studies that have it), `validation/missing` (how
-    many scores are missing, of all studies), `validation/studies`, `validation/length` (tokens of a report,
+    completion tokens), `validation/<score>` (mean over the studies that have it; of errors those that the
+    judge answered), `validation/missing` (how many scores are missing, of all studies), `validation/asked`
+    (of how many), `validation/studies`, `validation/length` (tokens of a report,
     mean), `validation/truncated_share`, `validation/seconds`.
     """
 
@@ -169,16 +171,24 @@ class Validation(TrainerCallback):
             name: [row.values[name] for row in rows if name in row.values] for name in self.engine.scores
         }
         means = {name: math.fsum(some) / len(some) for name, some in values.items() if some}
-        return means | {"missing": sum(len(row.missing) for row in rows)}
+        missing = sum(len(row.missing) for row in rows)
+        return means | {"missing": missing, "asked": len(rows) * len(self.engine.scores)}
 
 
 def callbacks(
-    config: TrainConfig, cohort: Cohort, processor: ProcessorMixin, weights: Artifact | None
+    config: TrainConfig,
+    cohort: Cohort,
+    processor: ProcessorMixin,
+    weights: Artifact | None,
+    judge: Judge | None,
 ) -> list[TrainerCallback]:
     """The validation that the configuration asks for, or nothing.
 
     Args:
         weights: the scorers' weights (stage `weights`); needed where a score has a model.
+        judge: of `settings.judge`, the rewards' own, so that both keep one budget. One that cannot be reached
+            ends the validation and so the training, as it does from a reward; verdicts that it owes are
+            missing.
 
     Raises:
         UserError: no study to validate with, or a score whose weights or judge are not there.
@@ -187,7 +197,10 @@ def callbacks(
         return []
     check_validation(config, weights is not None)
     engine = Engine(
-        config.validation_scores, weights=weights.uri if weights else "", compute=Compute(device=run.device())
+        config.validation_scores,
+        weights=weights.uri if weights else "",
+        compute=Compute(device=run.device()),
+        judge=judge,
     )
     return [Validation(cohort, processor, config, engine)]
 

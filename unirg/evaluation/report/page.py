@@ -2,53 +2,48 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from unirg.evaluation.aggregates import shown_first
-from unirg.evaluation.history import VALIDATION
-from unirg.evaluation.report import plots
-from unirg.evaluation.report.cases import Case
+from unirg.evaluation.report import (
+    figures_conditions,
+    figures_dynamics,
+    figures_errors,
+    figures_longitudinal,
+    figures_reports,
+    figures_subgroups,
+    figures_zero_shot,
+    markdown,
+    plots,
+    tables,
+    told,
+)
+from unirg.evaluation.report.cases import KINDS, Case
+from unirg.evaluation.report.shown import SETTINGS, SPLITS, Cell, Drawn, Shown, Table, formatted, signed
 from unirg.metrics.catalog import CATALOG
-from unirg.metrics.chexprompt import CATEGORIES
 
-SPLITS = {"test": "Held-out", "zero_shot": "Zero-shot", "validate": "Validation", "train": "Training"}
-SETTINGS = {"report": "Findings and impression", "findings": "Findings alone"}
-TERMS = {
-    **{name: entry.label for name, entry in CATALOG.items()},
-    "errors": "1 / (errors + 1)",
-    "loss": "Loss",
-    "reward": "Reward",
-    "kl": "KL divergence",
-}
-"""Names of the terms of a reward, and of what a trainer logs beside them."""
-BEST_BY = "radcliq_v1"
-"""The validation's score that the best checkpoint is known by; it is drawn first."""
-LOWER = "lower is better"
-MINUS = "\N{MINUS SIGN}"
-
-
-class Alarm(NamedTuple):
-    """How an alarm of a training is told."""
-
-    what: str
-    """What its value is."""
-    limit: str
-    """The setting that the value is beyond."""
-
-
-ALARMS = {
-    "entropy": Alarm("Collapse: entropy of the policy, nats per token", "entropy_floor"),
-    "duplicates": Alarm("Sameness: share of rollouts that repeat another of their group", "duplicate_share"),
-    "length": Alarm("Length: of a report, as a multiple of the first steps'", "length_ratio"),
-    "hacking": Alarm("Hacking: rise of one reward, in its spread, while every other fell", "hacking_spread"),
-}
-"""Those of `unirg.training.alarms`, by name."""
 Data = Mapping[str, Any]
+DRAWN: Mapping[str, Callable[[Any, Shown], list[Drawn]]] = {
+    "reports": figures_reports.figures,
+    "errors": figures_errors.figures,
+    "conditions": figures_conditions.figures,
+    "longitudinal": figures_longitudinal.figures,
+    "zero_shot": figures_zero_shot.figures,
+    "subgroups": figures_subgroups.figures,
+    "dynamics": figures_dynamics.figures,
+    "sanity": lambda suite, shown: [],  # its numbers are a table
+}
 
 
-def render(title: str, data: Data, cases: Sequence[Case]) -> str:
+class Page(NamedTuple):
+    """The report in its two forms."""
+
+    html: str
+    markdown: str
+
+
+def render(title: str, data: Data, cases: Sequence[Case]) -> Page:
     """The whole page. Every text goes through Jinja2's autoescape but the figures, which are ours."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -65,16 +60,32 @@ def render(title: str, data: Data, cases: Sequence[Case]) -> str:
         "signed": signed,
         "visible": plots.visible,
         "flat": flat,
-        "alarm": alarm,
     }
     template = environment.get_template("report.html")
-    figures = _figures(data, view)
-    return template.render(title=title, data=data, cases=cases, view=view, figures=figures).lstrip()
+    shown, suites = Shown(data, view.judge), data["suites"]
+    drawn = {name: draw(suites[name], shown) for name, draw in DRAWN.items() if name in suites}
+    reports = suites.get("reports")
+    boards = figures_reports.boards(reports, shown) if reports else []
+    levels = dict.fromkeys(level for case in cases for level in case.levels)
+    raised = told.alarms(data)
+    words = list(told.sentences(data, raised, shown))
+    odd = told.summary(suites.get("sanity", {}))
+    beside = {"sanity": tables.sanity(odd, shown)}
+    html = template.render(
+        **{"title": title, "data": data, "cases": cases, "view": view, "shown": shown},
+        **{"kinds": KINDS, "levels": sorted(levels), "told": raised, "suite_names": told.SUITES},
+        **{"suite_figures": drawn, "boards": boards, "most_named": told.NAMED},
+        sentences=words,
+        public_boards=figures_reports.public(reports) if reports else [],
+        sanity=list(zip(odd, beside["sanity"], strict=True)),
+    )
+    ranked = [*(figures_reports.as_table(board, shown) for board in boards), *view.differences(shown)]
+    return Page(html.lstrip(), markdown.render(title, data, shown, words, raised, ranked, drawn, beside))
 
 
 def lead(data: Data) -> str:
     """The metric that the page speaks of first: the composite, or the next one where a part of it lacks."""
-    known = {v["metric"] for v in data["values"] if v["mean"] is not None}
+    known = {v["metric"] for v in data["values"] if v["n"]}
     first = shown_first(data["metrics"])
     return next((name for name in first if name in known), first[0])
 
@@ -89,45 +100,19 @@ def judge_label(model: str | None) -> str:
 class View:
     """What the template asks of the data."""
 
-    errors = ("errors", "errors_significant", *(f"errors_{category}" for category in CATEGORIES))
     settings = SETTINGS
 
     def __init__(self, data: Data) -> None:
         self.data = data
         self.headline = shown_first(data["metrics"])
-        self.others = [m for m in data["metrics"] if m not in (*self.headline, *self.errors)]
         self.lead = lead(data)
         self.judge = judge_label(data["judge"])
         self.colours = plots.colours(data["systems"])
         self.splits = [split for split in SPLITS if any(g["split"] == split for g in data["groups"])]
-        self._values = {
-            (v["system"], v["split"], v["metric"], v["setting"], v["corpus"], v["institution"]): v
-            for v in data["values"]
-        }
-
-    def find(
-        self,
-        system: str,
-        split: str,
-        metric: str,
-        setting: str = "report",
-        corpus: str | None = None,
-        institution: str | None = None,
-    ) -> Data | None:
-        """The record of one mean; None for a group that the evaluation does not have."""
-        return self._values.get((system, split, metric, setting, corpus, institution))
 
     def group(self, split: str) -> Data:
         """Studies and patients of a whole split."""
         return next(g for g in self.data["groups"] if g["split"] == split and g["corpus"] is None)
-
-    def split(self, name: str) -> str:
-        return SPLITS[name]
-
-    def markers(self) -> str:
-        """Which marker of the figures is which split."""
-        shapes = zip(("filled", "open", "open", "open"), self.splits, strict=False)
-        return ", ".join(f"{shape} {SPLITS[split].lower()}" for shape, split in shapes) + "."
 
     def by(self, metric: str) -> str:
         """Whose numbers are in the metric, beside ours: the scorers', the judge's, both, or nobody's."""
@@ -140,28 +125,11 @@ class View:
         label, whose = str(self.data["metrics"][metric]["label"]), self.by(metric)
         return f"{label} ({whose})" if whose else label
 
-    def best(self, split: str, metric: str, setting: str = "report") -> float | None:
-        """The best mean of a column."""
-        found = [self.find(s["name"], split, metric, setting) for s in self.data["systems"]]
-        means = [record["mean"] for record in found if record and record["mean"] is not None]
-        pick = max if self.data["metrics"][metric]["higher_is_better"] else min
-        return pick(means) if means else None
-
-    def leader(self, split: str) -> Data | None:
-        """The policy with the best mean of the lead metric: its record."""
-        policies = [system["name"] for system in self.data["systems"] if system["kind"] == "policy"]
-        found = [record for name in policies if (record := self.find(name, split, self.lead))]
-        return max(
-            (record for record in found if record["mean"] is not None),
-            key=lambda record: float(record["mean"]),
-            default=None,
-        )
-
     def formula(self) -> str:
         """The composite as it was weighted."""
         times = "\N{MULTIPLICATION SIGN}"
         weights = self.data["composite"].items()
-        return " + ".join(f"{weight:.3g} {times} {TERMS[name]}" for name, weight in weights if weight)
+        return " + ".join(f"{weight:.3g} {times} {_term(name)}" for name, weight in weights if weight)
 
     def compared(self) -> list[list[dict[str, Any]]]:
         """One group a pair, one row a split: the headline metrics' differences under `by`."""
@@ -174,92 +142,64 @@ class View:
                 row["by"][record["metric"]] = record
         return [[rows[split] for split in self.splits if split in rows] for rows in pairs.values()]
 
-    def rewarded(self) -> bool:
-        """Whether any system was trained with rewards, and so watched for alarms."""
-        return any(curve["key"].startswith("rewards/") for curve in self.data["training"])
+    def differences(self, shown: Shown) -> list[Table]:
+        """`compared` as a table, for Markdown; none where nothing was compared."""
+        rows = [
+            (
+                f"{row['a']} minus {row['b']}, {shown.split(row['split'])}",
+                [
+                    *(
+                        Cell(one | {"mean": one["difference"]}, m, signed=True)
+                        for m, one in row["by"].items()
+                    ),
+                    row["by"][self.lead]["sentence"],
+                ],
+            )
+            for pair in self.compared()
+            for row in pair
+        ]
+        heads = ["Systems", *map(self.label, self.headline), f"In words ({self.label(self.lead)})"]
+        return [Table("Paired differences, findings and impression", heads, rows)] if rows else []
+
+    @staticmethod
+    def not_run(entry: Data) -> str:
+        """What did not run, by the heading that it would have."""
+        return tables.not_run(entry, told.SUITES)
+
+    def count(self, kinds: Sequence[told.Told]) -> int:
+        """How many alarms there are."""
+        return sum(len(kind.alarms) for kind in kinds)
+
+    def against(self, kinds: Sequence[told.Told], systems: Sequence[str]) -> list[str]:
+        """What the alarms say of any of these systems."""
+        return [kind.meaning for kind in kinds if set(systems) & set(kind.systems())]
+
+    def public(self) -> bool:
+        """Whether any board has public rows, beside ours or alone."""
+        return bool(self.data["suites"]["reports"]["public"]["boards"])
+
+    def contents(self, boards: Sequence[Data], cases: Sequence[Case]) -> list[tuple[str, str]]:
+        """(anchor, label) of every section of the page."""
+        suites = self.data["suites"]
+        found = [
+            ("leaderboard", "Leaderboard" if boards else ""),
+            ("comparisons", "Comparisons" if self.data["comparisons"] else ""),
+            *((f"suite-{name}", label) for name, label in told.SUITES.items() if name in suites),
+            ("cases", "Cases" if cases else ""),
+            ("cards", "Cards"),
+            ("unscored", "Not scored"),
+            ("provenance", "Provenance"),
+        ]
+        return [(anchor, label) for anchor, label in found if label]
 
     def software(self) -> dict[str, str]:
-        """Versions over all stages; several where stages ran with different ones."""
-        found: dict[str, dict[str, None]] = {}
-        for entry in self.data["provenance"]:
-            for name, version in entry["software"].items():
-                found.setdefault(name, {})[version] = None
-        return {name: ", ".join(versions) for name, versions in sorted(found.items())}
+        """Versions over all stages."""
+        return tables.software(self.data)
 
 
-def _figures(data: Data, view: View) -> dict[str, str]:
-    """Name -> SVG; a figure without data is left out."""
-    splits = [(split, SPLITS[split]) for split in view.splits]
-    where = " and ".join(label.lower() for _, label in splits)
-    figures = {}
-
-    def dots(name: str, alt: str, metrics: Sequence[str]) -> None:
-        if any(v["metric"] in metrics and v["mean"] is not None for v in data["values"]):
-            panels = [(m, str(data["metrics"][m]["label"]), view.by(m)) for m in metrics]
-            alt = f"{alt}, by system, {where}, with 95% intervals; the table below has the numbers."
-            figures[name] = plots.dots(name, alt, data["systems"], panels, splits, view.find)
-
-    titles = ", ".join(str(data["metrics"][metric]["label"]) for metric in view.headline)
-    dots("headline", titles, view.headline)
-    dots("errors", "Errors per report in six categories", [f"errors_{category}" for category in CATEGORIES])
-    logged, scored = _training(data["training"])
-    if logged:
-        panels = []
-        for curve in logged:
-            name = term(curve["key"])
-            whose = ", ".join(filter(None, (curve["system"], curve["scorers"], judge_label(curve["judge"]))))
-            panels.append((TERMS.get(name, name), whose, [_line(curve, view)]))
-        alt = "Training curves: " + "; ".join(f"{title} of {whose}" for title, whose, _ in panels)
-        figures["training"] = plots.curves("training", alt, panels)
-    if scored:
-        panels = []
-        for name, found in scored.items():
-            better = "higher is better" if name in CATALOG and CATALOG[name].higher_is_better else LOWER
-            whose = ", ".join(filter(None, (found[0]["scorers"], better)))
-            panels.append((TERMS[name], whose, [_line(curve, view) for curve in found]))
-        titles = ", ".join(title for title, *_ in panels)
-        alt = f"Scores on validation studies against training steps, by system: {titles}."
-        figures["validation"] = plots.scored("validation", alt, panels)
-    return figures
-
-
-def _training(found: Sequence[Data]) -> tuple[list[Data], dict[str, list[Data]]]:
-    """Curves of the training's own log, and those of the validation by score, RadCliQ-v1 first."""
-    logged: list[Data] = []
-    scored: dict[str, list[Data]] = {}
-    for curve in found:
-        if curve["key"].startswith(VALIDATION):
-            scored.setdefault(term(curve["key"]), []).append(curve)
-        else:
-            logged.append(curve)
-    return logged, {name: scored[name] for name in sorted(scored, key=lambda name: name != BEST_BY)}
-
-
-def term(key: str) -> str:
-    """What a key of a trainer's log is of: `rewards/bleu2/mean` and `validation/bleu2` of `bleu2`."""
-    return key.removeprefix("rewards/").removesuffix("/mean").removeprefix(VALIDATION)
-
-
-def alarm(name: str) -> Alarm:
-    """How it is told; one of another version by its name."""
-    return ALARMS.get(name, Alarm(name, ""))
-
-
-def _line(curve: Data, view: View) -> plots.Line:
-    return curve["system"], curve["steps"], curve["values"], view.colours[curve["system"]]
-
-
-def formatted(value: float | None, metric: str) -> str:
-    """A number as it is printed: two decimals for counts of errors, three for scores."""
-    if value is None or not math.isfinite(value):
-        return "\N{EM DASH}"
-    return f"{value:.{2 if metric.startswith('errors') else 3}f}".replace("-", MINUS)
-
-
-def signed(value: float | None, metric: str) -> str:
-    """A difference, always with its sign."""
-    text = formatted(value, metric)
-    return f"+{text}" if value is not None and value > 0 else text
+def _term(name: str) -> str:
+    """A part of the composite: of errors the reciprocal counts, so that more is better."""
+    return "1 / (errors + 1)" if name == "errors" else CATALOG[name].label
 
 
 def flat(settings: Data, prefix: str = "") -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import io
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -61,54 +61,137 @@ def dots(
     columns = 4 if len(panels) == 4 else 3
     rows = -(-len(panels) // columns)
     height = rows * (0.27 * len(systems) + 0.85) + 0.35
-    with _style():
-        figure = _figure(height)
+    with style():
+        figure = blank(height)
         axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        beyond = False
         for axis, (metric, title, subtitle) in zip(axes, panels, strict=False):
-            _title(axis, title, subtitle, room=any(panel[2] for panel in panels))
-            for row, system in enumerate(systems):
-                for rank, (split, label) in enumerate(splits):
-                    numbers = find(system["name"], split, metric)
-                    if numbers and numbers["mean"] is not None:
-                        lift = (rank - (len(splits) - 1) / 2) * 0.34
-                        _dot(axis, numbers, row + lift, shown[system["name"]], hollow=rank > 0, label=label)
-            axis.set_yticks(range(len(systems)), [_short(system["name"]) for system in systems])
+            add_title(axis, title, subtitle, room=any(panel[2] for panel in panels))
+            tints = [shown[system["name"]] for system in systems]
+            rows_ = [[find(system["name"], split, metric) for system in systems] for split, _ in splits]
+            lifts = [(rank - (len(splits) - 1) / 2) * 0.34 for rank in range(len(splits))]
+            for rank, (lift, found) in enumerate(zip(lifts, rows_, strict=True)):
+                level(axis, lift, found, tints, "o", size=5.5, hollow=rank > 0)
+            axis.set_yticks(range(len(systems)), [short(system["name"]) for system in systems])
             axis.set_ylim(len(systems) - 0.4, -0.6)
             axis.tick_params(axis="y", labelcolor=INK)
             if axis.dataLim.xmin >= 0:  # from zero, with room for a marker there
                 most = axis.get_xlim()[1]
                 axis.set_xlim(-0.03 * most, most)
+            for lift, found in zip(lifts, rows_, strict=True):
+                beyond |= clip(axis, lift, found, tints, limits(each for row in rows_ for each in row))
             axis.grid(axis="x")
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        _legend(
-            figure,
-            [("o", label, INK, INK if rank == 0 else "white") for rank, (_, label) in enumerate(splits)],
-        )
-        return _svg(figure, name, alt)
+        legend = [("o", label, INK, INK if rank == 0 else "white") for rank, (_, label) in enumerate(splits)]
+        add_legend(figure, legend + ([(">", "beyond the axis", MUTED, MUTED)] if beyond else []))
+        return as_svg(figure, name, alt)
 
 
-def _title(axis: Axes, title: str, subtitle: str, room: bool) -> None:
+def limits(found: Iterable[Number | None]) -> tuple[float, float] | None:
+    """Where an axis must end, though intervals go on: the means with room for four usual half-widths.
+
+    Near the pole of a reciprocal (1/RadCliQ-v1) one interval can be a hundred times as wide as all others,
+    which would press these into a line. None where the intervals are at most twice as wide as that.
+    """
+    drawn = [each for each in found if each and each["mean"] is not None]
+    known = [each for each in drawn if each["low"] is not None]
+    if not known:
+        return None
+    widths = sorted((each["high"] - each["low"]) / 2 for each in known)
+    means = [each["mean"] for each in drawn]  # all of them: no marker may fall off the axis
+    room = max(max(means) - min(means), 4 * widths[(len(widths) - 1) // 2])
+    left, right = min(means) - room, max(means) + room
+    whole = max(each["high"] for each in known) - min(each["low"] for each in known)
+    return (left, right) if whole > 2 * (right - left) > 0 else None
+
+
+def clip(
+    axis: Axes,
+    lift: float,
+    found: Sequence[Number | None],
+    tints: Sequence[str],
+    within: tuple[float, float] | None,
+) -> bool:
+    """Keep the axis within its limits, with an arrow where an interval goes on; whether any does."""
+    if within is None:
+        return False
+    left, right = axis.get_xlim()
+    left, right = max(left, within[0]), min(right, within[1])
+    axis.set_xlim(left, right)
+    _, lines = rows_of(found)
+    clipped = False
+    for row in lines:
+        each = found[row] or {}
+        for end, marker, outside in ((left, "<", each["low"] < left), (right, ">", each["high"] > right)):
+            if outside:
+                axis.scatter(
+                    [end], [row + lift], s=22, marker=marker, color=tints[row], zorder=3, clip_on=False
+                )
+                clipped = True
+    return clipped
+
+
+def add_title(axis: Axes, title: str, subtitle: str, room: bool) -> None:
     """A title, and below it in small type whose numbers these are."""
-    axis.set_title(_short(title), loc="left", pad=18 if room else 8)
+    axis.set_title(short(title), loc="left", pad=18 if room else 8)
     axis.annotate(
-        _short(subtitle), (0, 1), (0, 6), "axes fraction", textcoords="offset points", fontsize=8, color=MUTED
+        short(subtitle), (0, 1), (0, 6), "axes fraction", textcoords="offset points", fontsize=8, color=MUTED
     )
 
 
-def _dot(axis: Axes, numbers: Number, y: float, colour: str, hollow: bool, label: str) -> None:
-    if numbers["low"] is not None:
-        axis.plot([numbers["low"], numbers["high"]], [y, y], color=colour, linewidth=1.6, zorder=2)
-    face = "white" if hollow else colour
-    axis.plot([numbers["mean"]], [y], "o", color=colour, mfc=face, markersize=5.5, zorder=3, clip_on=False)
+def level(
+    axis: Axes,
+    lift: float,
+    found: Sequence[Number | None],
+    tints: Sequence[str],
+    marker: str,
+    size: float,
+    hollow: bool = False,
+) -> None:
+    """Means with their intervals lying level, one a row; few artists, for drawing time goes by their number.
+
+    Args:
+        lift: how far below its row each lies.
+        found: the rows' numbers, from the first row.
+        tints: colour of each row.
+        size: of the marker, in points.
+    """
+    means, lines = rows_of(found)
+    if lines:
+        ends = [found[row] or {} for row in lines]
+        bars = (
+            [row + lift for row in lines],
+            [each["low"] for each in ends],
+            [each["high"] for each in ends],
+        )
+        axis.hlines(*bars, colors=[tints[row] for row in lines], linewidths=1.5, zorder=2)
+    if means:
+        dots = [(found[row] or {})["mean"] for row in means], [row + lift for row in means]
+        edge = [tints[row] for row in means]
+        axis.scatter(
+            *dots,
+            s=size**2,
+            marker=marker,
+            facecolors="white" if hollow else edge,
+            edgecolors=edge,
+            zorder=3,
+            clip_on=False,
+        )
 
 
-def _legend(figure: Figure, entries: Sequence[tuple[str, str, str, str]]) -> None:
+def rows_of(found: Sequence[Number | None]) -> tuple[list[int], list[int]]:
+    """Where there is a mean, and where an interval."""
+    means = [row for row, number in enumerate(found) if number and number["mean"] is not None]
+    return means, [row for row in means if (found[row] or {})["low"] is not None]
+
+
+def add_legend(figure: Figure, entries: Sequence[tuple[str, str, str, str]]) -> None:
     """Above the panels: (marker, label, colour, colour inside the marker)."""
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], marker=marker, color=colour, markerfacecolor=face, label=_short(label))
+        Line2D([], [], marker=marker, color=colour, markerfacecolor=face, label=short(label))
         for marker, label, colour, face in entries
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=min(len(handles), 5), frameon=False)
@@ -128,7 +211,9 @@ def curves(name: str, alt: str, panels: Sequence[Panel]) -> str:
             axis.plot(steps, values, color=colour, linewidth=0.8, alpha=0.4)
             axis.plot(steps, running_mean(values), color=colour, linewidth=1.8)
 
-    return _against_steps(name, alt, panels, draw)
+    systems = {line[0]: line[3] for _, _, lines in panels for line in lines}
+    legend = [("s", system, colour, colour) for system, colour in systems.items()]
+    return _against_steps(name, alt, panels, draw, legend)
 
 
 def scored(name: str, alt: str, panels: Sequence[Panel]) -> str:
@@ -149,24 +234,23 @@ def _against_steps(
     alt: str,
     panels: Sequence[Panel],
     draw: Callable[[Axes, Sequence[Line]], None],
-    legend: Sequence[tuple[str, str, str, str]] = (),
+    legend: Sequence[tuple[str, str, str, str]],
 ) -> str:
     columns = 4
     rows = -(-len(panels) // columns)
-    with _style():
-        figure = _figure(rows * 1.85 + 0.1 + 0.3 * bool(legend))
+    with style():
+        figure = blank(rows * 1.85 + 0.4)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()
         for axis, (title, subtitle, lines) in zip(axes, panels, strict=False):
-            _title(axis, title, subtitle, room=any(panel[1] for panel in panels))
+            add_title(axis, title, subtitle, room=any(panel[1] for panel in panels))
             draw(axis, lines)
             axis.grid(axis="y")
             axis.set_xlabel("step")
             axis.locator_params(nbins=5)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        if legend:
-            _legend(figure, legend)
-        return _svg(figure, name, alt)
+        add_legend(figure, legend)
+        return as_svg(figure, name, alt)
 
 
 def running_mean(values: Sequence[float]) -> np.ndarray:
@@ -186,12 +270,12 @@ def visible(text: str) -> str:
     )
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
     name = visible(text)
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _style() -> Any:
+def style() -> Any:
     import matplotlib
 
     return matplotlib.rc_context(
@@ -223,18 +307,25 @@ def _style() -> Any:
     )
 
 
-def _figure(height: float) -> Figure:
+def blank(height: float) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     return Figure(figsize=(_WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06))
 
 
-def _svg(figure: Figure, name: str, alt: str) -> str:
+def as_svg(figure: Figure, name: str, alt: str) -> str:
     """The figure as an `<svg>` element that can stand in a page beside others."""
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     out = io.StringIO()
+    # Laid out here once: `savefig` would draw the figure a second time for the layout alone.
+    FigureCanvasSVG(figure)
+    engine = figure.get_layout_engine()
+    assert engine is not None
+    engine.execute(figure)
+    figure.set_layout_engine(None)
     # Ids are hashes salted with the figure's name: two figures of a page share none.
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})

@@ -18,18 +18,18 @@ from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.config import Config
 from unirg.errors import UserError
-from unirg.evaluation import aggregates, candidates
-from unirg.evaluation.history import VALIDATION, alarms, points, training_history, validated
-from unirg.evaluation.report import cases, page
-from unirg.metrics import catalog
-from unirg.metrics.catalog import CATALOG
+from unirg.evaluation import aggregates
+from unirg.evaluation.evaluate import Predictions, compared, sources
+from unirg.evaluation.report import cards, cases, page
+from unirg.study import Study
 
-VERSION = 4
+VERSION = 7
 STAGE = "report"
 HTML = "report.html"
+MARKDOWN = "report.md"
 NUMBERS = "report.json"
-CURVES = ("loss", "reward", "kl")
-"""Keys of a trainer's log that are drawn, besides each reward's own and the validation's scores."""
+SUITES = "suites.json"
+HOW = "Evaluate again with `unirg evaluate`."
 
 
 class ReportConfig(Config):
@@ -49,127 +49,112 @@ class ReportConfig(Config):
 def report(
     config: ReportConfig,
     evaluation: Artifact,
-    cohort: Artifact,
-    predictions: Mapping[str, Artifact],
+    cohort: Artifact | None,
+    predictions: Predictions,
     checkpoints: Mapping[str, Artifact],
     store: str,
+    references: str = "",
 ) -> Artifact:
-    """Render an evaluation.
+    """Render an evaluation, given what it was made of.
 
     Args:
-        predictions: those that the evaluation was made of, for the texts of the example cases.
+        cohort: None where the evaluation had none: then the cases are texts alone, without images or priors.
+        predictions: for the texts of the example cases.
         checkpoints: system's name -> checkpoint, for the training curves.
+        references: the file that had the references, where there was one.
 
     Raises:
-        UserError: cohort or predictions are not those of the evaluation, or `focus` names no policy of it.
+        UserError: something given is not what the evaluation was made of, or is missing, or `focus` names no
+            policy of it.
     """
-    _check(evaluation, cohort, predictions)
-    inputs: dict[str, Artifact | str] = {"evaluation": evaluation, "cohort": cohort}
-    inputs |= {f"predictions:{name}": found for name, found in predictions.items()}
+    inputs = sources(cohort, predictions, checkpoints, references)
+    _check(evaluation, inputs)
     inputs |= {f"checkpoint:{name}": found for name, found in checkpoints.items()}
+    inputs["evaluation"] = evaluation
     with artifact.draft(store, STAGE, VERSION, config, inputs) as draft:
         if draft.committed:
             return draft.committed
         data = aggregates.read(evaluation)
-        opened = Cohort.open(cohort)
-        chosen = _cases(config, data, evaluation, opened, predictions)
-        histories = {name: training_history(made) for name, made in checkpoints.items()}
+        opened = Cohort.open(cohort) if cohort else None
+        chosen = _cases(config, data, evaluation, opened, predictions, references)
         provenance = _provenance(inputs)
         numbers = data | {
-            "training": _training(data, checkpoints, histories),
-            "validations": _validations(data, histories),
-            "alarms": _alarms(data, checkpoints, histories),
+            "suites": suites(evaluation),
+            "cards": cards.cards(evaluation, opened, predictions, checkpoints, _policies(data)),
             "cases": [case.numbers() for case in chosen],
-            "dropped": opened.index.dropped,
             "provenance": provenance,
         }
-        (draft.out / HTML).write_text(page.render(config.title, numbers, chosen), encoding="utf-8")
-        (draft.out / NUMBERS).write_text(json.dumps(numbers, indent=1, sort_keys=True, allow_nan=False))
+        made = page.render(config.title, numbers, chosen)
+        (draft.out / HTML).write_text(made.html, encoding="utf-8")
+        (draft.out / MARKDOWN).write_text(made.markdown, encoding="utf-8")
+        (draft.out / NUMBERS).write_text(json.dumps(numbers, sort_keys=True, allow_nan=False))
         return draft.commit({"cases": len(chosen), "systems": len(data["systems"])})
 
 
-def _check(evaluation: Artifact, cohort: Artifact, predictions: Mapping[str, Artifact]) -> None:
+def _check(evaluation: Artifact, inputs: Mapping[str, Artifact | str]) -> None:
+    """Refuse other cohorts, predictions, references and checkpoints than the evaluation's; where it knows no
+    checkpoint of one of its systems, one may be given."""
     used = {name: reference.digest for name, reference in evaluation.manifest.inputs.items()}
-    given = {"cohort": cohort.digest} | {f"predictions:{name}": p.digest for name, p in predictions.items()}
-    for name in sorted(given.keys() | (used.keys() - {"judge", "metrics", "weights"})):
+    given = {name: made.digest if isinstance(made, Artifact) else made for name, made in inputs.items()}
+    shown = {name for name in used if name in ("cohort", "references") or name.startswith("predictions:")}
+    added = {name for name in given.keys() - used.keys() if name.startswith("checkpoint:")}
+    for name in sorted(added):
+        if name.replace("checkpoint:", "predictions:", 1) not in used:
+            raise UserError(f"{name} is of no system of evaluation {evaluation.uri}: leave it out")
+    for name in sorted(shown | given.keys() - added):
         if used.get(name) != given.get(name):
             raise UserError(
                 f"{name} is not what evaluation {evaluation.uri} was made of: give the same inputs"
             )
 
 
+def suites(evaluation: Artifact) -> dict[str, Any]:
+    """What the suites found; of an evaluation that ran none, that none ran."""
+    if not any(entry == SUITES for entry in evaluation.manifest.files):
+        return {"not_run": [{"suite": "every suite", "why": "the evaluation holds none", "how": HOW}]}
+    return dict(json.loads(evaluation.path(SUITES).read_bytes()))
+
+
 def _cases(
     config: ReportConfig,
     data: Mapping[str, Any],
     evaluation: Artifact,
-    cohort: Cohort,
-    predictions: Mapping[str, Artifact],
+    cohort: Cohort | None,
+    predictions: Predictions,
+    references: str,
 ) -> list[cases.Case]:
     """Example cases of the system in focus, which comes first among the candidates."""
-    policies = [system["name"] for system in data["systems"] if system["kind"] == "policy"]
+    policies = _policies(data)
     if config.focus is not None and config.focus not in policies:
         raise UserError(f"focus = {config.focus} is no policy of the evaluation: {', '.join(policies)}")
     if not policies:
         return []
     focus = config.focus or policies[-1]
     rows = pq.read_table(evaluation.path("scores.parquet")).to_pylist()
-    chosen = cases.choose(rows, focus, page.lead(data), config.cases)
-    studies = candidates.attempted(predictions, cohort)
-    systems = {name: candidates.policy(name, predictions[name], studies) for name in policies}
-    systems |= {system.name: system for system in candidates.baselines(cohort, studies)}
-    order = [focus, *(system["name"] for system in data["systems"] if system["name"] != focus)]
+    lead = page.lead(data)
+    higher = bool(data["metrics"][lead]["higher_is_better"])
+    chosen = cases.choose(rows, focus, lead, config.cases, policies, higher)
+    corpus = str(evaluation.manifest.config.get("corpus", ""))
+    studies, systems, _ = compared(policies, cohort, predictions, references, corpus)
+    known = {study.study_id: study for study in studies}
+
+    def find(study_id: str) -> tuple[Study, Study | None]:
+        if cohort is None:
+            return known[study_id], None
+        study = cohort.with_images(study_id)
+        return study, cohort.prior(study)
+
+    ordered = sorted(systems, key=lambda system: system.name != focus)
     shown = aggregates.shown_first(data["metrics"])
-    return cases.build(chosen, rows, cohort, [systems[name] for name in order], config.image_pixels, shown)
+    return cases.build(chosen, rows, find, ordered, config.image_pixels, shown, lead, higher)
 
 
-History = list[dict[str, Any]]
-
-
-def _training(
-    data: Mapping[str, Any], checkpoints: Mapping[str, Artifact], histories: Mapping[str, History]
-) -> list[dict[str, Any]]:
-    """One record a curve, system by system; `judge` and `scorers` name whose numbers a score rests on."""
-    found = []
-    for name in (system["name"] for system in data["systems"] if system["name"] in histories):
-        keys = dict.fromkeys(key for row in histories[name] for key in row)
-        rewards = [key for key in keys if key.startswith("rewards/") and key.endswith("/mean")]
-        scores = [f"{VALIDATION}{score}" for score in (*CATALOG, "loss")]
-        for key in (key for key in (*CURVES, *rewards, *scores) if key in keys):
-            steps, values = points(histories[name], key)
-            term = page.term(key)
-            whose = {
-                "judge": checkpoints[name].manifest.config.get("judge_model") if term == "errors" else None,
-                "scorers": data["scorers"] if term in CATALOG and catalog.with_weights([term]) else None,
-            }
-            if steps:
-                found.append({"system": name, "key": key, **whose, "steps": steps, "values": values})
-    return found
-
-
-def _validations(data: Mapping[str, Any], histories: Mapping[str, History]) -> list[dict[str, Any]]:
-    """System by system, on how many studies it was validated, and how many scores were missing."""
-    return [
-        {"system": system["name"], **found}
-        for system in data["systems"]
-        if (found := validated(histories.get(system["name"], [])))
-    ]
-
-
-def _alarms(
-    data: Mapping[str, Any], checkpoints: Mapping[str, Artifact], histories: Mapping[str, History]
-) -> list[dict[str, Any]]:
-    """System by system, the alarms of its training with the limits that they were set to."""
-    found = []
-    for name in (system["name"] for system in data["systems"] if system["name"] in histories):
-        settings: Mapping[str, Any] = checkpoints[name].manifest.config
-        for raised in alarms(histories[name]):
-            limit = settings.get("alarms", {}).get(page.alarm(raised["name"]).limit)
-            found.append({"system": name, **raised, "limit": limit})
-    return found
+def _policies(data: Mapping[str, Any]) -> list[str]:
+    return [system["name"] for system in data["systems"] if system["kind"] == "policy"]
 
 
 def _provenance(inputs: Mapping[str, Artifact | str]) -> list[dict[str, Any]]:
-    """What the report rests on, by digest; the settings are the recipe."""
+    """What the report rests on, by digest; the settings are the recipe. A file has its digest alone."""
     return [
         {
             "input": name,
@@ -181,8 +166,12 @@ def _provenance(inputs: Mapping[str, Artifact | str]) -> list[dict[str, Any]]:
             "settings": _settings(made.manifest.config),
             "software": made.manifest.software,
         }
-        for name, made in sorted(inputs.items())  # a pipeline may hand them over in any order
         if isinstance(made, Artifact)
+        else {
+            **{"input": name, "stage": "file", "version": None, "digest": made, "action_key": ""},
+            **{"counts": {}, "settings": {}, "software": {}},
+        }
+        for name, made in sorted(inputs.items())  # a pipeline may hand them over in any order
     ]
 
 
