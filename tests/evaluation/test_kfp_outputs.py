@@ -13,9 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from kfp import dsl
 
 import components.evaluate
+import components.report
 from tests.evaluation.worlds import FINDINGS, WRONG, Made, World, bare
 from unirg import artifact
 from unirg.artifact import Artifact
@@ -152,7 +154,6 @@ def test_too_few_studies_leave_the_matrices_empty_and_the_summary_stands(
 ) -> None:
     shown = show(run(world, 4), tmp_path)
     assert [each.metadata for each in shown.classified.values()] == [{}] * 6
-    assert not [name for name in shown.metrics.metadata if name != "alarms"]
     assert "the largest group has 8 studies of 4 patients, and 20 of 10 are needed" in shown.html
     assert "## Not computed" in shown.markdown
 
@@ -161,6 +162,12 @@ def test_the_component_has_an_output_for_every_matrix() -> None:
     outputs = components.evaluate.evaluate.component_spec.outputs
     wanted = {name.lower().replace(" ", "_") for name in (f"{kfp_outputs.ALL}_conditions", *FIVE)}
     assert wanted == {name for name, each in outputs.items() if "ClassificationMetrics" in each.type}
+
+
+@pytest.mark.parametrize("component", [components.evaluate.evaluate, components.report.report])
+def test_a_file_of_references_can_be_given_and_need_not_be(component: Any) -> None:
+    given = component.component_spec.inputs["references"]
+    assert (given.type, given.default, given.optional) == ("String", "", True)
 
 
 RUN = """

@@ -285,7 +285,7 @@ def test_two_bare_prediction_files_run_without_a_cohort_or_weights(
     assert "were not computed: no judge counted errors; set judge_url" in err
     remedies = [line.rpartition("; ")[2] for line in err.splitlines() if "not computed" in line]
     assert len(set(remedies)) == len(remedies)
-    assert "no means are shown" not in err
+    assert "the suites show no means" not in err
 
 
 def test_an_evaluation_that_is_too_small_says_so_and_shows_a_collapse_all_the_same(tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_an_evaluation_that_is_too_small_says_so_and_shows_a_collapse_all_the_sa
     made = evaluate(config(), None, {"few": str(path)}, {}, str(tmp_path / "store"))
     found = suites.read(made)
     assert suites.missing(found)[0] == (
-        "no means are shown: the largest group has 12 studies of 6 patients, and 20 of 10 are needed; "
+        "the suites show no means: the largest group has 12 studies of 6 patients, and 20 of 10 are needed; "
         "evaluate more studies, or set min_group lower where the patients suffice"
     )
     assert ("sanity", "top", "few") in raised(found)

@@ -4,10 +4,10 @@ The result is plain data, written as `aggregates.json`:
     metrics      name -> label, direction, whether the judge's or a scorer's numbers are in it
     systems      in the order shown: name, kind, note
     groups       split x corpus x institution (null = all): studies and patients, `too_small` where so
-    values       one record per (system, group, setting, metric): mean, low, high, n, missing; of a group that
-                 is too small mean, low and high are null
+    values       one record per (system, group, setting, metric): mean, low, high, n, missing; of a part that
+                 is too small mean, low and high are null: a whole split is what was asked for, and has them
     comparisons  one record per (pair, split, setting, metric): paired difference, with a sentence
-    headline     system -> split -> metric, over all corpora, in the report setting; null where too small
+    headline     system -> split -> metric, over all corpora, in the report setting
     unscored     counts by (system, setting, split, reason)
     uneven       studies that some systems have a score for and others not
 """
@@ -32,7 +32,6 @@ from unirg.metrics.verdicts import NO_JUDGE
 
 FILE = "aggregates.json"
 HEADLINE_SPLITS = ("test", "zero_shot")
-SMALL = "Too few studies or patients to compare."
 _LISTED = 200
 """Uneven studies named in the JSON; all of them are in scores.parquet."""
 
@@ -47,7 +46,7 @@ def aggregate(
     """Everything that the report and the metrics store show, as JSON types.
 
     Args:
-        min_group: a group with fewer studies, or of fewer than ten patients, has no numbers.
+        min_group: a part of a split with fewer studies, or of fewer than ten patients, has no numbers.
     """
     groups: list[dict[str, Any]] = []
     values: list[dict[str, Any]] = []
@@ -55,9 +54,10 @@ def aggregate(
     for group, rows in _groups(scores):
         people = patients(scores, np.flatnonzero(rows))
         about = group | {"studies": len(people), "patients": len(set(people))}
-        groups.append(about | ({"too_small": True} if too_small(people, min_group) else {}))
-        pairs = comparisons if group["corpus"] is None and group["institution"] is None else ()
-        for estimate in _estimates(scores, rows, pairs, resamples, seed, min_group):
+        whole = _whole(group)
+        groups.append(about | ({"too_small": True} if not whole and too_small(people, min_group) else {}))
+        pairs = comparisons if whole else ()
+        for estimate in _estimates(scores, rows, pairs, resamples, seed, None if whole else min_group):
             target = compared if "difference" in estimate else values
             target.append(group | estimate)
     return {
@@ -66,7 +66,7 @@ def aggregate(
         "groups": groups,
         "values": values,
         "comparisons": compared,
-        "headline": _headline(scores, groups, values),
+        "headline": _headline(scores, values),
         "unscored": _unscored(scores),
         "uneven": _uneven(scores),
     }
@@ -115,14 +115,18 @@ def _estimates(
     pairs: Sequence[tuple[str, str]],
     resamples: int,
     seed: int,
-    min_group: int,
+    min_group: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """Records of one group: means of every system and metric, and differences of the pairs."""
+    """Records of one group: means of every system and metric, and differences of the pairs.
+
+    Args:
+        min_group: None: the group has numbers whatever its size.
+    """
     names = [system.name for system in scores.systems]
     for setting in SETTINGS:
         kept = np.flatnonzero(rows & scores.eligible(setting))
         people = patients(scores, kept)
-        few = too_small(people, min_group)
+        few = min_group is not None and too_small(people, min_group)
         none = dict.fromkeys(("mean", "low", "high")) if few else {}
         single = [(name, metric) for name in names for metric in scores.metrics]
         double = [(a, b, metric) for a, b in pairs for metric in scores.metrics]
@@ -135,9 +139,8 @@ def _estimates(
         for column, (name, metric) in enumerate(single):
             yield {"system": name, "setting": setting, "metric": metric, **record(found, column), **none}
         for column, (a, b, metric) in enumerate(double, start=len(single)):
-            numbers = difference(found, column) | none
-            numbers["excludes_zero"] = numbers["excludes_zero"] and not few
-            sentence = SMALL if few else _sentence(a, b, scores.metrics[metric], numbers)
+            numbers = difference(found, column)
+            sentence = _sentence(a, b, scores.metrics[metric], numbers)
             yield {
                 **{"a": a, "b": b, "setting": setting, "metric": metric, "sentence": sentence},
                 **{"difference" if name == "mean" else name: each for name, each in numbers.items()},
@@ -156,19 +159,18 @@ def _sentence(a: str, b: str, metric: Metric, numbers: Record) -> str:
     return f"{a} is {'better' if side else 'worse'} than {b}: the interval excludes zero."
 
 
-def _headline(scores: Scores, groups: Sequence[Record], values: Sequence[Record]) -> Record:
+def _whole(group: Record) -> bool:
+    """Whether a group or a value is of a split as a whole."""
+    return group["corpus"] is None and group["institution"] is None
+
+
+def _headline(scores: Scores, values: Sequence[Record]) -> Record:
     headline: dict[str, Any] = {
         system.name: {split: None for split in HEADLINE_SPLITS} for system in scores.systems
     }
-    enough = {
-        group["split"]
-        for group in groups
-        if group["corpus"] is None and group["institution"] is None and "too_small" not in group
-    }
     for value in values:
-        whole = value["corpus"] is None and value["institution"] is None and value["split"] in enough
         shown = value["split"] in HEADLINE_SPLITS and value["metric"] in shown_first(scores.metrics)
-        if whole and shown and value["setting"] == "report":
+        if _whole(value) and shown and value["setting"] == "report":
             by_split = headline[value["system"]]
             numbers = {name: value[name] for name in ("mean", "low", "high", "n", "missing")}
             by_split[value["split"]] = (by_split[value["split"]] or {}) | {value["metric"]: numbers}

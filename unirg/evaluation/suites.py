@@ -149,7 +149,7 @@ def missing(found: Mapping[str, Any]) -> list[str]:
     if reports and all("too_small" in group for group in reports["groups"]):
         largest, needed = reports["largest"], reports["limits"]
         lines.append(
-            f"no means are shown: the largest group has {largest['studies']} studies of "
+            f"the suites show no means: the largest group has {largest['studies']} studies of "
             f"{largest['patients']} patients, and {needed['studies']} of {needed['patients']} are needed; "
             "evaluate more studies, or set min_group lower where the patients suffice"
         )

@@ -75,7 +75,7 @@ def figures(suite: Data, shown: Shown) -> list[Drawn]:
 def _label(figure: Data, shown: Shown) -> str:
     name = str(figure["name"])
     if figure["key"].startswith("validation/"):
-        return shown.label(name)
+        return "Loss, validation" if name == "loss" else shown.label(name)
     return LOGGED.get(name, shown.label(name))
 
 
