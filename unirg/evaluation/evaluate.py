@@ -36,7 +36,7 @@ from unirg.metrics.judge_settings import JudgeSettings
 from unirg.metrics.temporal import Labeller
 from unirg.study import Study
 
-VERSION = 5
+VERSION = 6
 STAGE = "evaluate"
 SCORES = "scores.parquet"
 FORMS = (".csv", ".jsonl", ".json")
