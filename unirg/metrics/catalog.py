@@ -121,8 +121,8 @@ _ALL = [
     Score("errors_significant", "Significant errors per report", 0, math.inf, False, _CHEXPROMPT, "", JUDGE),
     *(
         Score(
-            f"errors_{category}",
-            category.replace("_", " ").capitalize(),
+            f"errors_{category}{ending}",
+            category.replace("_", " ").capitalize() + words,
             0,
             math.inf,
             False,
@@ -130,19 +130,7 @@ _ALL = [
             "",
             JUDGE,
         )
-        for category in CATEGORIES
-    ),
-    *(
-        Score(
-            f"errors_{category}_significant",
-            f"{category.replace('_', ' ').capitalize()}, significant",
-            0,
-            math.inf,
-            False,
-            _CHEXPROMPT,
-            "",
-            JUDGE,
-        )
+        for ending, words in (("", ""), ("_significant", ", significant"))
         for category in CATEGORIES
     ),
 ]
