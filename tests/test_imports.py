@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("unirg", "components", "pipelines")
 CLI = {
-    *("cli_audit", "cli_endpoints", "cli_evaluate", "cli_metrics", "cli_registry", "cli_retention"),
-    "cli_watch",
+    *("cli_audit", "cli_cards", "cli_endpoints", "cli_evaluate", "cli_metrics", "cli_registry"),
+    *("cli_retention", "cli_watch"),
 }
 """Parts of the command line, which `cli` puts together."""
 ABOVE = {"cli", *CLI, "components", "pipelines"}

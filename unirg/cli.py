@@ -16,6 +16,7 @@ from unirg import (
     __version__,
     artifact,
     cli_audit,
+    cli_cards,
     cli_endpoints,
     cli_evaluate,
     cli_metrics,
@@ -53,6 +54,7 @@ app.add_typer(cli_evaluate.app)
 app.add_typer(cli_retention.app)
 app.add_typer(cli_registry.app)
 app.add_typer(cli_watch.app)
+app.add_typer(cli_cards.app)
 app.add_typer(cli_endpoints.app, name="endpoint")
 app.add_typer(cli_audit.app, name="audit")
 

@@ -36,6 +36,8 @@ MOST_VALUES = 1000
 """Distinct races and institutions that are counted one by one."""
 MOST_ROWS = 25
 OTHER, UNKNOWN = "other values", "not known"
+CUT = "…"
+"""Stands for the values that a long table leaves out."""
 SPLITS = ("train", "validate", "test", "zero_shot")
 TEXTS = ("findings", "impression", "indication", "comparison")
 COUNTED = (
@@ -252,7 +254,7 @@ def _split_table(title: str, first: str, tally: Tally, names: list[str], total: 
     for value in values:
         cells = [tally[value, split] for split in names]
         rows.append((value, *(f"{n:,}" for n in cells), *([f"{sum(cells):,}"] if total else [])))
-    cut = [("…", *[""] * (len(rows[0]) - 1))] if len(rows) > MOST_ROWS else []
+    cut = [(CUT, *[""] * (len(rows[0]) - 1))] if len(rows) > MOST_ROWS else []
     note = f"The first {MOST_ROWS} of {len(rows)}." if cut else ""
     return Table(title, (first, *names, *(["all"] if total else [])), rows[:MOST_ROWS] + cut, note=note)
 
