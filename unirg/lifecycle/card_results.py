@@ -98,7 +98,7 @@ class Results:
         if self.systems[name] is None:
             return "how it was asked is not known"
         temperature = self._asked(name, "temperature")
-        words = [f"sampled at temperature {temperature:g}" if temperature else "greedy"]  # type: ignore[str-format]
+        words = [f"sampled at temperature {temperature:g}" if temperature else "greedy"]
         words.append("with priors" if self._asked(name, "with_priors") else "without priors")
         words += ["images permuted, as a control"] if self._asked(name, "permute_images") else []
         return ", ".join(words)

@@ -32,7 +32,7 @@ SETTINGS = {
     **{"export": "weights of the step", "dtype": "precision of the weights", "toy": "sizes", "seed": "seed"},
 }
 """Settings that a card tells, of any stage, and their words."""
-NONE = (None, False, {}, -1)
+NONE: tuple[object, ...] = (None, False, {}, -1)
 """Values that say that a setting is not in use."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 

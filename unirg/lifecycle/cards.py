@@ -30,7 +30,13 @@ from unirg.study import Image, Study
 
 __all__ = ["data_card", "model_card"]
 
-UNKNOWN_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
+UNKNOWN_LICENCE = "unknown"
+TASK = "image-text-to-text"
+SHOWN = ("Corpora", "Institutions", "Splits")
+"""Tables of a cohort that a model card repeats; its data card has all."""
+COHORTS = 4
+"""Cohorts whose tables a model card repeats, those of the last stages; the others it counts."""
+_LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")
 
 
 def model_card(

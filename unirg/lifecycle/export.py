@@ -1,7 +1,7 @@
 """A checkpoint as a folder that a hub takes and transformers loads: the model directory and its cards.
 
     README.md                  the model card
-    DATA_CARD.md               of the cohort of its last stage; DATA_CARD_<digest>.md of the others it learned from
+    DATA_CARD.md               of the last cohort that it learned from; DATA_CARD_<digest>.md of earlier ones
     unirg_export.json          the checkpoint's digest, and the SHA-256 of every file
     config.json, model.safetensors, tokenizer and processor files
 
