@@ -77,11 +77,10 @@ def withdrawn(roll: Roll, store: str) -> Counter[str]:
 
 
 def withdrawn_words(number: int, what: str) -> str:
-    told = f"{number:,} of the studies that {what} were withdrawn since." if number else ""
+    """A sentence or two on how many studies are withdrawn; `what` ends "the studies that"."""
+    told = f"{number:,} of the studies that {what} were withdrawn since."
     none = f"None of the studies that {what} is withdrawn from the store."
-    return (
-        told or none
-    ) + " What is withdrawn is kept out of every later cohort; `unirg lineage` lists what saw it."
+    return f"{told if number else none} What is withdrawn is kept out of every later cohort."
 
 
 def _made(cohort: Artifact) -> Iterator[str]:

@@ -95,10 +95,11 @@ class Results:
 
     def how(self, name: str) -> str:
         """How a system was asked."""
-        if self.systems[name] is None:
+        made = self.systems[name]
+        if made is None or "temperature" not in made.manifest.config:
             return "how it was asked is not known"
-        temperature = self._asked(name, "temperature")
-        words = [f"sampled at temperature {temperature:g}" if temperature else "greedy"]
+        temperature = made.manifest.config["temperature"]
+        words = [f"sampled at temperature {temperature}" if temperature else "greedy"]
         words.append("with priors" if self._asked(name, "with_priors") else "without priors")
         words += ["images permuted, as a control"] if self._asked(name, "permute_images") else []
         return ", ".join(words)

@@ -59,10 +59,10 @@ class Stage:
         """`words value` of each of `SETTINGS` that it has and that is in use."""
         for name, words in SETTINGS.items():
             value = self.config.get(name)
-            # By hand: False == 0, and a weight of 0 is worth telling.
-            unused = any(value is none or (value == none and type(value) is type(none)) for none in NONE)
-            toy = name == "toy" and self.config.get("source") != "toy"
-            if name in self.config and not unused and not toy:
+            # By type, too: False == 0, and a weight of 0 is worth telling.
+            unused = any(type(value) is type(none) and value == none for none in NONE)
+            unused |= (name == "zero" and not value) or (name == "toy" and not is_toy([self]))
+            if name in self.config and not unused:
                 yield f"{words} {_value(value)}"
 
 

@@ -103,15 +103,15 @@ class _Model:
         return sorted(set(found))
 
     @cached_property
-    def cohorts(self) -> dict[str, Card]:
-        """Digest -> card of the last cohorts that it learned from and that are still there."""
-        known = {made.digest: made for made in self.behind.artifacts if made.manifest.stage == "cohort"}
-        there = {
-            each.digest: Cohort.open(known[each.digest]) for each in self.learned if each.digest in known
-        }
-        return {
-            digest: cohort_card.read(opened.index, opened.artifact.store) for digest, opened in there.items()
-        }
+    def cohorts(self) -> dict[str, Artifact]:
+        """By digest, that it learned from and that are still there; the last first."""
+        return trained_on(self.line, self.behind)
+
+    @cached_property
+    def cards(self) -> dict[str, Card]:
+        """Of the last cohorts."""
+        there = {digest: Cohort.open(made) for digest, made in list(self.cohorts.items())[:COHORTS]}
+        return {digest: cohort_card.read(each.index, each.artifact.store) for digest, each in there.items()}
 
     def card(self) -> str:
         lines = [f"# {self.name}", "", f"**{NOTICE}**", ""]
@@ -123,7 +123,7 @@ class _Model:
         lines += rows(self._stages(), "###")
         lines += self._settings()
         lines += section("Training data", self._data(), bullets=True)
-        for digest, card in self.cohorts.items():
+        for digest, card in self.cards.items():
             for table in card.tables:
                 if table.title in SHOWN:
                     lines += rows(
@@ -189,7 +189,14 @@ class _Model:
             said = [
                 "It was not trained, or with prompts of another wording than this version's, which is shown."
             ]
-        return "\n".join([*said, "", "```python", _SNIPPET.format(prompt=text), "```"])
+        size = self._staged("size")
+        resized = f".resize(({size}, {size}))" if size else ""
+        return "\n".join([*said, "", "```python", _SNIPPET.format(prompt=text, resized=resized), "```"])
+
+    def _staged(self, setting: str) -> object:
+        """A setting of how the images were staged that it saw last; None where that is not known."""
+        last = next(iter(self.cohorts.values()), None)
+        return last.manifest.config.get(setting) if last else None
 
     @property
     def _same_prompts(self) -> bool:
@@ -228,6 +235,8 @@ class _Model:
             )
             gone = "" if each.uri else ", which was dropped since"
             yield f"Cohort {each.digest[:16]}{gone}: {counts} studies. It was trained on the split train."
+        if size := self._staged("size"):
+            yield f"Images were staged at {size} x {size} pixels, grey, 8 bits ({self._staged('resize')})."
         for each in self.behind.data:
             if not each.learned:
                 yield f"Cohort {each.digest[:16]} stands in its lineage, and it did not learn from it."
@@ -286,15 +295,15 @@ class _Model:
         if self.corpora and all(name == "phantom" for name in self.corpora):
             yield "It was trained on drawn phantoms alone, and has never seen a radiograph of a patient."
         places = sorted(
-            {row[0] for card in self.cohorts.values() for row in table_of(card, "Institutions").rows}
+            {row[0] for card in self.cards.values() for row in table_of(card, "Institutions").rows}
         )
         if places:
             yield f"Institutions in its cohorts: {', '.join(places)}. Of any other nothing is known."
         held = sorted(
-            {fact for card in self.cohorts.values() for name, fact in card.facts if name == "Held out"}
+            {fact for card in self.cards.values() for name, fact in card.facts if name == "Held out"}
         )
         if held and held != ["none"]:
-            yield f"Held out of all training: {'; '.join(held)}."
+            yield f"Held out of training in them: {'; '.join(held)}."
         shown = [each for each in self.line if each.config.get("prior_share")]
         if self.learned and not shown:
             yield "It was never shown an earlier study of the patient in training."
@@ -353,7 +362,7 @@ processor = AutoProcessor.from_pretrained(folder)
 prompt = {prompt!r}
 messages = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": prompt}}]}}]
 text = processor.apply_chat_template(messages, add_generation_prompt=True)
-image = Image.open("frontal.png").convert("RGB")  # a frontal chest radiograph
+image = Image.open("frontal.png").convert("RGB"){resized}  # a frontal chest radiograph
 inputs = processor(text=[text], images=[image], return_tensors="pt")
 written = model.generate(**inputs, max_new_tokens=512, do_sample=False)
 print(processor.batch_decode(written[:, inputs["input_ids"].shape[1]:], skip_special_tokens=True)[0])"""

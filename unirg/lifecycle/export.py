@@ -27,6 +27,7 @@ from pathlib import Path
 from unirg import checkpoint, storage, telemetry
 from unirg.artifact import UPLOADS, Artifact, ArtifactError
 from unirg.errors import UserError
+from unirg.evaluation.evaluate import STAGE, VERSION
 from unirg.lifecycle import card_stages, gate
 from unirg.lifecycle.card_results import systems_of
 from unirg.lifecycle.cards import UNKNOWN_LICENCE, data_card, model_card, trained_on
@@ -52,7 +53,9 @@ def measured(made: Artifact, store: str) -> Measured:
     Raises:
         ArtifactError: an artifact of the store cannot be read.
     """
-    evaluations = [each for each in artifacts(store, "evaluate") if systems_of(each, made)]
+    # One of another version may lack what a card reads; named, it is refused, and here it is passed over.
+    evaluations = [each for each in artifacts(store, STAGE) if each.manifest.version == VERSION]
+    evaluations = [each for each in evaluations if systems_of(each, made)]
     verdicts = [
         each
         for each in artifacts(store, gate.STAGE)
