@@ -127,7 +127,8 @@ class CardWorld:
         steps: int = 7,
         **settings: Any,
     ) -> Artifact:
-        inputs = {"cohort": cohort or self.cohort, "parent": parent, "prompts": prompts.VERSION}
+        inputs: dict[str, Artifact | str] = {"cohort": cohort or self.cohort}
+        inputs |= {"parent": parent, "prompts": prompts.VERSION}
         return self.checkpoint(stage, inputs, {"studies": 60, "steps": steps}, **settings)
 
     def evaluated(self, world: World) -> Artifact:

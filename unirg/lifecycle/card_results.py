@@ -153,12 +153,14 @@ class Results:
             for name in [*self.names, *baselines]:
                 found = dict(self._splits(name)).get(split)
                 if found:
-                    own = f"{name} ({self.how(name)})" if name in self.systems else f"{name} (baseline)"
+                    asked = self.how(name) if name in self.systems else "baseline"
                     studies = f"{max(each['n'] for each in found.values()):,}"
-                    rows.append((own, studies, *(_interval(found.get(metric)) for metric in self.metrics)))
+                    rows.append(
+                        (name, asked, studies, *(_interval(found.get(metric)) for metric in self.metrics))
+                    )
             if rows:
                 heads = [f"{self.label(name)} {self._better(name)}" for name in self.metrics]
-                yield Table(title, ("system", "studies", *heads), rows)
+                yield Table(title, ("system", "asked", "studies", *heads), rows)
 
     def _better(self, metric: str) -> str:
         up = self.data["metrics"][metric]["higher_is_better"]
@@ -174,9 +176,9 @@ class Results:
                         gap = each["gap"]
                         if gap and told_worse(gap):
                             cells = (f"{gap['gap']:.3f}", f"{-gap['in_sd']:.2f}", f"{found['studies']:,}")
-                            rows.append((f"{attribute} {level}, {_where(group)}", self.label(metric), *cells))
+                            rows.append((f"{attribute} {level}", _where(group), self.label(metric), *cells))
         note = f"The first {MOST} of {len(rows)}." if len(rows) > MOST else ""
-        heads = ("subgroup", "metric", "gap to the best", "in standard deviations", "studies")
+        heads = ("subgroup", "of", "metric", "gap to the best", "in standard deviations", "studies")
         return Table("Subgroups with worse reports", heads, rows[:MOST], note=note) if rows else None
 
     def _subgroups(self) -> Iterator[Record]:
