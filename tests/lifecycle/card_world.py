@@ -182,7 +182,7 @@ def retold(
         named[f"predictions:{system}"] = asked(before, store, Asked(name=system, **how))
     for name in inputs or ():
         del named[name]
-    named["retold"] = storage.sha256("".join(texts.values()).encode())
+    named["retold"] = storage.sha256(repr((texts, systems)).encode())
     with artifact.draft(store, STAGE, VERSION, EvaluateConfig(), named) as draft:
         if draft.committed:
             return draft.committed

@@ -109,7 +109,7 @@ def test_numbers_stand_with_their_intervals_beside_the_baselines(built: CardWorl
     assert f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" in card
     assert "| grpo | greedy, without priors | 60 |" in card
     assert "| most-frequent-report | baseline | 60 |" in card
-    assert "no scorer with a model; clinical errors counted by nobody" in card
+    assert "Scorers with a model: none. Judge of clinical errors: none." in card
     assert "No judge counted clinical errors." in card
     assert "bootstrap by patient, 200 resamples" in card
 
@@ -120,6 +120,7 @@ def test_numbers_of_controls_and_samples_do_not_stand_for_the_model(built: CardW
     found = retold(built.evaluation, systems={"grpo": {"permute_images": 1}}, store=built.store)
     card = of(built, evaluation=found)
     assert "images permuted, as a control" in told(card)
+    assert "Subgroups were not compared." in told(card)
     assert model(card).eval_results is None
     assert "There are no headline numbers on the test split." in told(card)
 
@@ -159,8 +160,8 @@ def test_worse_subgroups_alarms_and_what_was_not_measured_are_told(built: CardWo
     assert "sex male" not in card
     assert "- grpo is worse for women." in card
     assert "old is worse" not in card
-    assert "Too few studies to measure by sex (phantom, test): other." in card
-    assert "4 studies do not tell sex (phantom, test)." in card
+    assert "Too few studies to measure by sex: other (phantom, test)." in card
+    assert "Studies that do not tell sex: 4 (phantom, test)." in card
     assert "The suite errors did not run: no judge counted errors." in card
 
 

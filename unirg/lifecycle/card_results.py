@@ -226,14 +226,20 @@ class Results:
                 yield f"{each['studies']} studies of {each['split']} have no score: {each['reason']}."
 
     def _small(self) -> Iterator[str]:
-        """Subgroups without numbers, and who is in none."""
+        """Subgroups without numbers, and who is in none, a sentence an attribute."""
+        small: dict[str, list[str]] = {}
+        unknown: dict[str, list[str]] = {}
         for group in self._subgroups():
             for attribute, of in group["attributes"].items():
-                small = [level for level, found in of["levels"].items() if "too_small" in found]
-                if small:
-                    yield f"Too few studies to measure by {attribute} ({_where(group)}): {', '.join(small)}."
+                few = [level for level, found in of["levels"].items() if "too_small" in found]
+                if few:
+                    small.setdefault(attribute, []).append(f"{', '.join(few)} ({_where(group)})")
                 if of["unknown"]:
-                    yield f"{of['unknown']} studies do not tell {attribute} ({_where(group)})."
+                    unknown.setdefault(attribute, []).append(f"{of['unknown']} ({_where(group)})")
+        for attribute, found in small.items():
+            yield f"Too few studies to measure by {attribute}: {'; '.join(found)}."
+        for attribute, found in unknown.items():
+            yield f"Studies that do not tell {attribute}: {'; '.join(found)}."
 
 
 def _where(group: Record) -> str:

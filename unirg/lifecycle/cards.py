@@ -254,14 +254,13 @@ class _Model:
         found = self.results
         if found is None:
             return section("Evaluation", ["No evaluation was given: how good it is is not known."])
-        who = found.data["scorers"] or "no scorer with a model"
-        judge = found.data["judge"] or "nobody"
+        scorers, judge = (found.data[name] or "none" for name in ("scorers", "judge"))
         lines = section(
             "Evaluation",
             [
                 f"Evaluation {found.evaluation.digest[:16]}, means with 95% intervals (bootstrap by patient, "
-                f"{found.data['resamples']:,} resamples). Scores by {who}; clinical errors counted by "
-                f"{judge}.",
+                f"{found.data['resamples']:,} resamples). Scorers with a model: {scorers}. Judge of clinical "
+                f"errors: {judge}.",
             ],
         )
         for table in found.tables():
@@ -269,11 +268,11 @@ class _Model:
         if worse := found.worse():
             lines += rows(worse, "###")
         else:
-            ran = "subgroups" in found.suites
+            ran = "subgroups" in found.suites and found.first
             told = (
                 "No subgroup was found worse, of those large enough."
                 if ran
-                else "Subgroups were not measured."
+                else "Subgroups were not compared."
             )
             lines += ["", told]
         lines += ["", "### Alarms", ""]
