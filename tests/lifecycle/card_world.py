@@ -192,8 +192,10 @@ def retold(
         return draft.commit(evaluation.manifest.counts)
 
 
-def renamed(cohort: Artifact, store: str, hold_out: str = "", **changed: Any) -> Artifact:
-    """A cohort whose studies say something else."""
+def renamed(
+    cohort: Artifact, store: str, hold_out: str = "", config: Config | None = None, **changed: Any
+) -> Artifact:
+    """A cohort whose studies say something else, staged as `config` says."""
     opened = Cohort.open(cohort)
     shards = []
     for shard in opened.index.shards:
@@ -209,7 +211,8 @@ def renamed(cohort: Artifact, store: str, hold_out: str = "", **changed: Any) ->
     corpus = changed.get("corpus", opened.index.corpus)
     about = {"corpus": corpus, "shards": tuple(shards)} | ({"hold_out": (hold_out,)} if hold_out else {})
     index = opened.index.model_copy(update=about)
-    with artifact.draft(store, "cohort", 1, Asked(name=repr(changed) + hold_out), {"corpus": "d"}) as draft:
+    config = config or Asked(name=repr(changed) + hold_out)
+    with artifact.draft(store, "cohort", 1, config, {"corpus": "d"}) as draft:
         if draft.committed:
             return draft.committed
         (draft.out / INDEX).write_text(index.model_dump_json())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,16 @@ from tests.canary import CANARY
 from tests.lifecycle.card_world import CardWorld, renamed, retold
 from tests.lifecycle.gate_world import GateWorld
 from unirg import cli
+from unirg.cohort.combine import combine, parts
 from unirg.cohort.reader import Cohort
+from unirg.cohort.stage import StageConfig, stage
 from unirg.cohort.withdrawal import withdraw
 from unirg.errors import UserError
 from unirg.evaluation import aggregates
 from unirg.lifecycle.card_results import NO_NUMBER
 from unirg.lifecycle.cards import data_card, model_card
 from unirg.lifecycle.gate import sentences
+from unirg.lifecycle.retention import gc
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +84,8 @@ def test_a_base_with_a_hub_id_is_named_and_a_folder_is_not(built: CardWorld) -> 
 
 def test_every_stage_is_told_with_its_settings_seeds_and_digests(built: CardWorld) -> None:
     card = told(of(built))
-    for stage in (built.base, built.sft, built.grpo):
-        assert stage.digest in card
+    for made in (built.base, built.sft, built.grpo):
+        assert made.digest in card
     assert "| SFT | 60 | 7 | 3 |" in card
     assert "| GRPO 1 | 60 | 9 | 4 |" in card
     assert "| GRPO 2 | 60 | 9 | 5 |" in card
@@ -203,8 +207,6 @@ def test_the_gates_sentences_stand_in_the_card(tmp_path: Path) -> None:
 
 
 def test_studies_withdrawn_since_are_counted_and_a_dropped_cohort_is_told(tmp_path: Path) -> None:
-    from unirg.lifecycle.retention import gc
-
     own = CardWorld.build(tmp_path / "store", evaluated=False)
     withdraw(own.store, ["phantom/train000-0", "phantom/test000-0"])
     before = told(model_card(own.grpo, own.store))
@@ -217,8 +219,6 @@ def test_studies_withdrawn_since_are_counted_and_a_dropped_cohort_is_told(tmp_pa
 
 
 def test_a_lost_stage_is_said_to_be_unknown(tmp_path: Path) -> None:
-    import shutil
-
     own = CardWorld.build(tmp_path / "store", evaluated=False)
     shutil.rmtree(own.base.uri)
     card = told(model_card(own.grpo, own.store))
@@ -240,6 +240,35 @@ def test_the_data_card_has_the_cohorts_numbers_and_the_hubs_fields(built: CardWo
     assert "Near-duplicates across splits" in card
     assert "Phantoms, drawn by UniRG: no patient; Apache-2.0." in card
     assert "None of the studies that it holds is withdrawn" in card
+
+
+def test_how_a_cohort_was_made_is_told_of_all_its_parts(tmp_path: Path) -> None:
+    wanted = {"studies": 24, "size": 64, "workers": 1, "hold_out": ["valley"]}
+    phantoms = stage(StageConfig.model_validate(wanted), str(tmp_path))
+    both = combine(parts([f"train,zero_shot={phantoms.uri}"]), str(tmp_path))
+    card = told(data_card(both))
+    assert f"Cohort {both.digest[:16]} (phantom): Images are grey, 8 bits, 64 x 64 (stretch). " in card
+    assert "It takes some splits of its parts." in card
+    assert f"Cohort {phantoms.digest[:16]} (phantom): Images are grey" in card
+    assert "divided whole, by a hash of their id (seed 0): 15% test, 5% validate." in card
+    assert "Held out of training as zero_shot: valley." in card
+    assert "Phantoms are drawn: there is nobody to identify." in card
+
+
+@pytest.mark.parametrize(("mode", "done"), [("scrub", "are removed"), ("refuse", "are a reason to drop")])
+def test_an_institutions_de_identification_is_told_and_its_small_counts_are_not(
+    built: CardWorld, mode: str, done: str
+) -> None:
+    config = StageConfig.model_validate({"corpus": "institution", "institution": {"gate": {"mode": mode}}})
+    found = renamed(built.cohort, built.store, config=config, corpus="north_clinic", sex="F")
+    card = told(data_card(found))
+    assert "Ids of studies and patients are keyed hashes; direct identifiers" in card
+    assert done in card
+    assert "Counts below 10 of an institution's patients are shown as &lt;10" in card
+    assert "north_clinic: an institution's own data; the institution's own terms." in card
+    trained = told(model_card(built.tuned(built.base, found), built.store))
+    assert "Images were staged at 512 x 512 pixels, grey, 8 bits (stretch)." in trained
+    assert '.convert("RGB").resize((512, 512))' in trained
 
 
 def test_terms_of_data_under_an_agreement_are_told(built: CardWorld) -> None:
