@@ -19,8 +19,8 @@ CLI = {
 }
 """Parts of the command line, which `cli` puts together."""
 ABOVE = {"cli", *CLI, "components", "pipelines"}
-RECORDS = {"lifecycle.lineage", "lifecycle.store"}
-"""What evaluation reads of the lifecycle; the rest of it, the gate before all, reads evaluations."""
+RECORDS = {"lifecycle.audit", "lifecycle.database", "lifecycle.lineage", "lifecycle.store"}
+"""What evaluation knows of the lifecycle; the rest of it, the gate before all, reads evaluations."""
 STAGES = {*RECORDS, "lifecycle", "evaluation", "scoring", "serving", "training", "cohort", "metrics"}
 FOUNDATION = {
     "artifact",
