@@ -24,8 +24,6 @@ from unirg.scoring.archive import ScoreConfig
 from unirg.serving.endpoint import LocalEndpoint, ServeConfig, open_endpoint, serve
 from unirg.serving.rollout import InferenceServiceEndpoint
 
-PASSED = "passed"
-"""Tag of a version: whether the gate let it pass, `yes` or `no`."""
 VERDICT = "verdict"
 """Tag of a version: URI of the gate's verdict."""
 
@@ -63,6 +61,21 @@ class Production:
 
 
 @dataclass(frozen=True)
+class Decided:
+    """What a promotion rests on."""
+
+    passed: bool
+    """Whether the gate let the version pass."""
+    expected: int | None
+    """The champion that it was compared with; None for none."""
+    key: str
+    """What it is promoted for, such as a cycle: with one key it is promoted once."""
+    why: str
+    """For the registry and the audit: a verdict's digest or a person's reason."""
+    who: str = field(default_factory=journal.named_actor)
+
+
+@dataclass(frozen=True)
 class Promoted:
     """What came of it."""
 
@@ -75,22 +88,9 @@ class Promoted:
 
 @telemetry.verb("promote")
 def promote(
-    config: PromoteConfig,
-    registry: Registry,
-    version: Version,
-    expected: int | None,
-    production: Production,
-    key: str,
-    why: str = "",
-    who: str = "",
+    config: PromoteConfig, registry: Registry, version: Version, decided: Decided, production: Production
 ) -> Promoted:
     """Make a version the champion, once for each key, however often it is called.
-
-    Args:
-        expected: the champion that the decision rests on; None for none.
-        key: what it is promoted for, such as a cycle's.
-        why: for the registry and the audit: a verdict's digest or a person's reason.
-        who: empty: `UNIRG_ACTOR`, else user@host.
 
     Raises:
         UserError: the endpoint or the store is not to be had; the same call goes on.
@@ -99,23 +99,26 @@ def promote(
     if model.digest != version.digest:
         raise UserError(f"{version.uri} is another model than version {version.number}: restore it")
     endpoint = production.endpoint(model)
-    before = _promotion(registry, key)
+    before = next((one for one in registry.history() if one.key == decided.key), None)
     tried = None
+    record_decisions(production.store, registry, registry.version(version.number))
     if before is None:
-        if refused := _refused(config, registry.version(version.number)):
+        if refused := _refused(config, registry.version(version.number), decided.passed):
             return refused
         tried = _tried(config.trial, endpoint, production)
         if not tried.passed:
             _take_back(endpoint)
-            told = {"model": version.digest, "version": str(version.number), "key": key}
-            journal.append(production.store, "rollback", told, "the trial failed", who)
+            told = {"model": version.digest, "version": str(version.number), "key": decided.key}
+            journal.append(production.store, "rollback", told, "the trial failed", decided.who)
             return Promoted("rolled back", tried.why, tried)
         try:
             before = registry.set_champion(
-                version.number, expected, who or journal.named_actor(), why, key
+                version.number, decided.expected, decided.who, decided.why, decided.key
             )
         except UserError as error:  # a person refused it, or made another the champion
-            if not isinstance(error, Outdated) and not _refused(config, registry.version(version.number)):
+            if not isinstance(error, Outdated) and not _refused(
+                config, registry.version(version.number), decided.passed
+            ):
                 raise
             _take_back(endpoint)
             return Promoted("superseded" if isinstance(error, Outdated) else "kept", str(error), tried)
@@ -160,16 +163,21 @@ def record(
     journal.append(store, action, told, note, made.who)
 
 
-def _promotion(registry: Registry, key: str) -> Promotion | None:
-    return next((one for one in registry.history() if one.key == key), None)
+def record_decisions(store: str, registry: Registry, version: Version) -> None:
+    """See to it that the audit has what persons said of a version, whoever was killed before it had."""
+    for number, one in enumerate(version.decisions, 1):
+        told = {"model": version.digest, "version": str(version.number), "registry": registry.name}
+        journal.append(
+            store, one.decision, told | {"decision": str(number), "said": one.time}, one.why, one.who
+        )
 
 
-def _refused(config: PromoteConfig, version: Version) -> Promoted | None:
+def _refused(config: PromoteConfig, version: Version, passed: bool) -> Promoted | None:
     """Why this version may not become champion now; None where it may."""
     said = version.decision
     if said and said.decision == "refuse":
         return Promoted("kept", f"version {version.number} was refused by {said.who}")
-    if said is None and version.tags.get(PASSED) != "yes":
+    if said is None and not passed:
         return Promoted("kept", f"version {version.number} has not passed the gate, and nobody approved it")
     if said is None and config.approval:
         return Promoted(

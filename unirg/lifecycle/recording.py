@@ -18,6 +18,7 @@ def record(
     made: Iterable[Artifact],
     artifacts: str,
     tags: Mapping[str, str] | None = None,
+    before: Iterable[Artifact] = (),
 ) -> Recorded:
     """Record a pipeline's run to its end, once for each id, and anchor the audit at it.
 
@@ -26,6 +27,7 @@ def record(
         run: its id.
         made: what it made last; all that is behind these is recorded with them.
         artifacts: the store that they lie in.
+        before: what was there when it began; that, and what is behind it, is of other runs.
 
     Raises:
         UserError: the metrics store failed; the same call goes on.
@@ -34,7 +36,10 @@ def record(
 
     opened = store.begin(tracking_uri, run, Run(run, tags=dict(tags or {})), pipeline)
     names: dict[str, int] = {}
+    old = {each.uri for each in _with_what_is_behind(artifacts, before)}
     for each in _with_what_is_behind(artifacts, made):
+        if each.uri in old:
+            continue
         stage = each.manifest.stage
         names[stage] = names.get(stage, 0) + 1
         name = stage if names[stage] == 1 else f"{stage} {names[stage]}"

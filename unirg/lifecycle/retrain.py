@@ -1,10 +1,10 @@
 """What the pipeline `retrain` does beside the other pipelines' stages: its cycle, its challenger, its end.
 
-    begin       the champion, the cohort to compare with, what has arrived; nothing new ends the cycle
-    grow        (`cohort.grow`) the next cohort
-    challenger  the training steps, from the champion or from the base model
-    judge       the gate's verdict; the challenger is a version of the registry
-    conclude    promotion, or not; the runs in the metrics store, the audit's anchor, the cycle's end
+begin       the champion, the cohort to compare with, what has arrived; nothing new ends the cycle
+grow        (`cohort.grow`) the next cohort
+challenger  the training steps, from the champion or from the base model
+judge       the gate's verdict; the challenger is a version of the registry
+conclude    promotion, or not; the runs in the metrics store, the audit's anchor, the cycle's end
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from unirg.artifact import Artifact, open_artifact
 from unirg.checkpoint import STAGES
 from unirg.config import Config, operational
 from unirg.errors import UserError
-from unirg.lifecycle import audit, gate, recording
-from unirg.lifecycle.cycle import Begin, Cycle, Cycles, End
+from unirg.lifecycle import gate, recording
+from unirg.lifecycle.cycle import Begin, Cycle, Cycles, End, Outcome
 from unirg.lifecycle.gate_checks import Side
 from unirg.lifecycle.gate_data import Judged
 from unirg.lifecycle.gate_rules import GateConfig
-from unirg.lifecycle.promote import PASSED, VERDICT, Production, PromoteConfig, promote
+from unirg.lifecycle.promote import VERDICT, Decided, Production, PromoteConfig, promote
 from unirg.lifecycle.registry import Registry, Version
 from unirg.lifecycle.watch import WatchConfig, enough, models_that_saw, taken, watch
 from unirg.training import train
@@ -79,9 +79,7 @@ def begin(
         ended = last and last.ended()
         begun = ended.cohort if ended else cohort or _cohort_of(champion)
         number = last.number + 1 if last else 1
-        return Begin(
-            number=number, run=run, champion=champion.number, checkpoint=champion.uri, cohort=begun
-        )
+        return Begin(number=number, run=run, champion=champion.number, checkpoint=champion.uri, cohort=begun)
 
     cycle = Cycles(store, registry.name).open(run, config.lease_s, start)
     uri = cycle.watch()
@@ -97,7 +95,9 @@ def begin(
         return cycle, found
     why = f"{taken(found)} new or corrected studies, {config.watch.minimum} are needed: nothing is trained"
     print(f"cycle {cycle.number}: {why}")
-    _close(cycle, End(outcome="nothing new", why=why, cohort=cycle.begin.cohort), [found], store, tracking_uri)
+    _close(
+        cycle, End(outcome="nothing new", why=why, cohort=cycle.begin.cohort), [found], store, tracking_uri
+    )
     return cycle, None
 
 
@@ -123,8 +123,7 @@ def challenger(
         policy = train("base", f"{recipe}/base", (), cohort.uri, "", store).uri
     for step in config.steps:
         algorithm = "sft" if step.startswith("sft") else "grpo"
-        given = (judge_url, weights) if algorithm == "grpo" else (judge_url, weights)
-        policy = train(algorithm, f"{recipe}/{step}", (), cohort.uri, policy, store, *given).uri
+        policy = train(algorithm, f"{recipe}/{step}", (), cohort.uri, policy, store, judge_url, weights).uri
     return open_artifact(policy, STAGES)
 
 
@@ -142,7 +141,7 @@ def judge(
     told = gate.read(verdict)
     for line in gate.sentences(told):
         print(line)
-    tags = {PASSED: "yes" if told["passed"] else "no", VERDICT: verdict.uri, "cycle": str(cycle.number)}
+    tags = {VERDICT: verdict.uri, "cycle": str(cycle.number)}
     registry.register(made, tags)
     return verdict
 
@@ -165,11 +164,12 @@ def conclude(
     made = open_artifact(verdict.manifest.inputs["challenger"].uri or "", STAGES)
     version = registry.register(made)
     told = gate.read(verdict)
-    outcome, why = "kept", told["sentence"]
-    if told["passed"] or version.decision:
+    outcome: Outcome = "kept"
+    why = told["sentence"]
+    if told["passed"] or version.decision:  # a person may approve what the gate refused
         key = f"{registry.name} cycle {cycle.number}"
-        reason = f"gate {verdict.digest[:16]}"
-        promoted = promote(config, registry, version, cycle.begin.champion, production, key, reason)
+        decided = Decided(bool(told["passed"]), cycle.begin.champion, key, f"gate {verdict.digest[:16]}")
+        promoted = promote(config, registry, version, decided, production)
         outcome, why = promoted.outcome, promoted.why
     end = End(
         outcome=outcome, why=why, cohort=production.cohort.uri, version=version.number, verdict=verdict.uri
@@ -181,7 +181,9 @@ def _close(cycle: Cycle, end: End, made: list[Artifact], store: str, tracking_ur
     """End a cycle, once its runs are in the metrics store and the audit's head is anchored there."""
     if tracking_uri:
         tags = {"outcome": end.outcome, "cycle": str(cycle.number), "champion": str(cycle.begin.champion)}
-        recording.record(tracking_uri, PIPELINE, f"{PIPELINE}-{cycle.number}", made, store, tags)
+        name = f"{PIPELINE}-{cycle.number}"
+        before = [open_artifact(uri) for uri in (cycle.begin.checkpoint, cycle.begin.cohort)]
+        recording.record(tracking_uri, PIPELINE, name, made, store, tags, before)
     return cycle.end(end)
 
 
