@@ -19,8 +19,10 @@ def watch(
     tracking_uri: str,
     traceparent: str,
     metrics: dsl.Output[dsl.Metrics],
-) -> NamedTuple("Begun", cycle=str, watch=str, champion=str):  # type: ignore[valid-type]
+) -> NamedTuple("Begun", Output=str, watch=str, champion=str):  # type: ignore[valid-type]
     """Begin a cycle, or go on with one; returns URIs of cycle, watch and champion, empty for nothing to do.
+
+    The cycle is called Output because KFP's local runner decides by outputs of that name alone.
 
     Args:
         store: URI below which every artifact lies.

@@ -80,7 +80,7 @@ def retrain(
         job=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
         **registry,
     )
-    cycle, champion = begun.outputs["cycle"], begun.outputs["champion"]
+    cycle, champion = begun.outputs["Output"], begun.outputs["champion"]
     with dsl.If(cycle != "", name="a cycle"):
         grown = task(components.grow.grow, "grow", watch=begun.outputs["watch"]).output
         weights = made(components.weights.weights, "weights", "weights")

@@ -73,7 +73,7 @@ def promote(
     name: ModelName = NAME,
     store: Store = STORE,
 ) -> None:
-    """Make a model the champion, by way of a canary: one that the gate let pass, or that a person approves."""
+    """Make a model the champion, by way of a canary: one that the gate let pass or a person approves."""
     from unirg import journal
     from unirg.lifecycle.promote import Decided, PromoteConfig, promote
     from unirg.lifecycle.registry import Registry

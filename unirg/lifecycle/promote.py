@@ -53,10 +53,16 @@ class Production:
         """The endpoint with this model.
 
         Raises:
-            UserError: the service has no name, so that another champion would be served elsewhere.
+            UserError: the service has no name, so that another champion would be served elsewhere; or it is
+                asked through a gateway, which splits requests, so that a canary cannot be asked by itself.
         """
         if self.serve.cluster and not self.serve.cluster.service:
             raise UserError("cluster.service is empty: name the service that the champion is served by")
+        if self.serve.cluster and self.serve.cluster.reach != "service":
+            raise UserError(
+                f"cluster.reach={self.serve.cluster.reach} splits requests between two models: promote inside "
+                "the cluster, with cluster.reach=service"
+            )
         return open_endpoint(serve(self.serve, model, self.store))
 
 
