@@ -20,6 +20,7 @@ from unirg import (
     cli_endpoints,
     cli_evaluate,
     cli_metrics,
+    cli_promote,
     cli_registry,
     cli_retention,
     cli_watch,
@@ -55,6 +56,7 @@ app.add_typer(cli_retention.app)
 app.add_typer(cli_registry.app)
 app.add_typer(cli_watch.app)
 app.add_typer(cli_cards.app)
+app.add_typer(cli_promote.app)
 app.add_typer(cli_endpoints.app, name="endpoint")
 app.add_typer(cli_audit.app, name="audit")
 

@@ -11,7 +11,7 @@ import typer
 from unirg import telemetry
 
 if TYPE_CHECKING:
-    from unirg.lifecycle.registry import Version
+    from unirg.lifecycle.registry import Registry, Version
     from unirg.lifecycle.store import Listed
 
 app = typer.Typer()
@@ -101,7 +101,7 @@ def approve(
     from unirg.lifecycle.registry import Registry
 
     with telemetry.span("registry approve"):
-        print(_line(Registry(tracking_uri, name).approve(version, who, why)))
+        _audited(registry := Registry(tracking_uri, name), registry.approve(version, who, why))
 
 
 @registry_app.command()
@@ -116,7 +116,15 @@ def refuse(
     from unirg.lifecycle.registry import Registry
 
     with telemetry.span("registry refuse"):
-        print(_line(Registry(tracking_uri, name).refuse(version, who, why)))
+        _audited(registry := Registry(tracking_uri, name), registry.refuse(version, who, why))
+
+
+def _audited(registry: Registry, version: Version) -> None:
+    """Print a version that somebody has decided on, once the audit of its store has it."""
+    from unirg.lifecycle.promote import record_decisions
+
+    record_decisions(version.uri.rsplit("/", 2)[0], registry, version)
+    print(_line(version))
 
 
 def _line(version: Version) -> str:

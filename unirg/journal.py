@@ -123,7 +123,7 @@ def append(store: str, action: Action, subjects: Mapping[str, str], note: str = 
     """
     if action not in get_args(Action):
         raise UserError(f"no action {action}: there are {', '.join(get_args(Action))}")
-    said = {"note": _line("note", note), "actor": _line(ACTOR, actor or _actor())}
+    said = {"note": _line("note", note), "actor": _line(ACTOR, actor or named_actor())}
     log = Log(store)
     key = key_of(action, subjects)
     if found := log.with_key(key):
@@ -292,8 +292,8 @@ def parsed(data: bytes) -> Entry:
 _REMEDY = "restore it from a copy; `unirg audit verify` lists what else is wrong"
 
 
-def _actor() -> str:
-    """The person or service; never a patient."""
+def named_actor() -> str:
+    """The person or service that acts here: `UNIRG_ACTOR`, else user@host; never a patient."""
     if named := os.environ.get(ACTOR):
         return named
     try:

@@ -201,6 +201,17 @@ def renew(uri: str) -> None:
         )
 
 
+def modified(uri: str) -> float:
+    """When an object was last written or renewed, in seconds of the storage's own clock since 1970.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    with explained(uri):
+        fs, path = open_fs(uri)
+        return float(fs.modified(path).timestamp())
+
+
 def _put_new_s3(uri: str, data: bytes) -> bool:
     fs, path = open_fs(uri)
     tried = 0

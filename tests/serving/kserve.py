@@ -81,6 +81,8 @@ class KServe:
         self.place = (GROUP, VERSION, namespace, PLURAL)
         self.url = ""
         """The gateway's address of every service; empty: one of their own."""
+        self.domain = "svc.cluster.local"
+        """Of the services inside the cluster; with a port where they are asked."""
 
     def services(self) -> list[Object]:
         return list(self.custom.list_namespaced_custom_object(*self.place)["items"])
@@ -111,7 +113,7 @@ class KServe:
                 {"type": one, "status": "True"} for one in ("IngressReady", "PredictorReady", "Ready")
             ],
             "url": self.url or f"http://{name}-{self.namespace}.example.com",
-            "address": {"url": f"http://{name}-predictor.{self.namespace}.svc.cluster.local"},
+            "address": {"url": f"http://{name}-predictor.{self.namespace}.{self.domain}"},
             "canaryStatuses": [
                 {"name": one["predictor"]["name"], "ready": True, "trafficPercent": one["trafficPercent"]}
                 for one in canaries

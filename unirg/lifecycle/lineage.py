@@ -25,7 +25,7 @@ from unirg.errors import UserError
 ROLLS = "dropped"
 NO_STAGES = {SHARDS, FOLDER, ROLLS, journal.FOLDER}
 """Folders of a store that hold no artifacts."""
-ORDER = ("cohort", "base", "sft", "grpo", "serve", "score", "evaluate", "report")
+ORDER = ("watch", "cohort", "base", "sft", "grpo", "serve", "score", "evaluate", "report", "gate")
 IDS = ("corpus", "study_id", "patient_id", "split")
 _METADATA = b"unirg"
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
-from unirg import storage
+from unirg import journal, storage
 from unirg.artifact import Artifact
 from unirg.checkpoint import STAGES
 from unirg.errors import UserError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 DECISIONS = "decisions"
-LONGEST_REASON = 500
+LONGEST_REASON = journal.LONGEST
 _PAGE = 1000
 _OWN = ("digest", "uri", "stage", "action_key")
 _ENTRY = {"version", "expected", "key", "who", "why"}
@@ -336,6 +336,8 @@ def _said(who: str, why: str) -> None:
         raise UserError("nobody says it: name who (UNIRG_ACTOR or --who)")
     if len(who) > LONGEST_REASON or len(why) > LONGEST_REASON:
         raise UserError(f"who has {len(who)} characters, why {len(why)}: at most {LONGEST_REASON} each")
+    if not (who + why).isprintable():
+        raise UserError("who and why are for the audit, too: write each in one line")
 
 
 def _now() -> str:

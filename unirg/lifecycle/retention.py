@@ -40,11 +40,11 @@ from unirg.lifecycle.lineage import Roll, artifacts, names, rolls
 GRACE_S = 24 * 3600.0
 COHORT = "cohort"
 WORK = ".work"
-"""Folder of a store with the notes of unfinished cohorts and the checkpoints of unfinished trainings."""
+"""Folder of a store with notes of unfinished watches and cohorts, and checkpoints of unfinished trainings."""
 _SHARD = re.compile(r"([0-9a-f]{64})\.parquet")
 _ASIDE = re.compile(r"\.[0-9a-f]{64}\.parquet\.[0-9a-f]{32}")
 """What `storage.put_new` writes before it links: left behind by a killed process."""
-_WORK = re.compile(r"(cohort|sft|grpo)-([0-9a-f]{16})")
+_WORK = re.compile(r"(watch|cohort|sft|grpo)-([0-9a-f]{16})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Tell = Callable[[str], None]

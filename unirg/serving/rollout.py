@@ -145,6 +145,15 @@ class InferenceServiceEndpoint:
         entry = isvc.canary(self._predictor(free), percent)
         return found | {"spec": found["spec"] | {"canary": [entry]}}
 
+    def role(self) -> Role | None:
+        """What this model is in the service; empty: nothing; None: there is no service.
+
+        Raises:
+            UserError: the service is not ours.
+        """
+        found = self._find()
+        return None if found is None else self._role(found)
+
     def promote(self) -> None:
         """Make the canary the stable model. Its pods go on as they are.
 

@@ -1,0 +1,363 @@
+"""A hospital that retrains: its incoming folder, its cluster, its registry, and the pipeline `retrain` on them.
+
+Real are the pipeline as KFP's local runner drives it, every component and all that they call: staging,
+training (a step or two of a tiny policy), scoring by our client, evaluation, gate, registry, promotion. Played
+are Kubernetes and KServe (`tests/kubernetes.py`, `tests/serving/kserve.py`) and vLLM, which answers for each
+model as well as the test has decided: so a challenger is better, or worse for some, on purpose.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import yaml
+
+from tests.kubernetes import Server
+from tests.lifecycle.arrivals import SITE_KEY, Exam, Site, drawn
+from tests.serving.kserve import KServe
+from unirg import config, journal, processes, prompts
+from unirg.artifact import Artifact, open_artifact
+from unirg.cohort.grow import grow
+from unirg.cohort.reader import Cohort
+from unirg.lifecycle import audit
+from unirg.lifecycle.cycle import Cycles, End
+from unirg.lifecycle.lineage import artifacts
+from unirg.lifecycle.promote import Decided, Production, PromoteConfig, promote
+from unirg.lifecycle.registry import Registry
+from unirg.lifecycle.retrain import RetrainConfig
+from unirg.lifecycle.watch import watch
+from unirg.scoring.archive import ScoreConfig
+from unirg.serving import inference_service as isvc
+from unirg.serving import rollout
+from unirg.serving.endpoint import ServeConfig
+from unirg.study import Study
+from unirg.training import train
+
+SERVICE = "cxr"
+FIRST, WEEKLY = 90, 24
+"""Studies of the first delivery and of each later one."""
+CLUSTER = {"namespace": "unirg", "ready_timeout_s": 60.0, "memory": "1Gi"}
+RECIPES: dict[str, Any] = {
+    "retrain": {
+        "steps": ["sft"],
+        "watch": {
+            "minimum": 5,
+            "settle_seconds": 0.0,
+            "stage": {
+                "corpus": "institution",
+                "size": 64,
+                "workers": 1,
+                "shard_studies": 16,
+                "split": {"test": 0.5, "validate": 0.1},
+                "institution": {"name": "north"},
+            },
+        },
+    },
+    "base": {"toy": {"hidden_size": 32, "vision_hidden_size": 32, "image_size": 64, "vocabulary": 300}},
+    "sft": {"max_steps": 1, "batch_size": 4, "micro_batch": 4, "learning_rate": 0.001},
+    "weights": {"scorers": []},
+    "serve": {"model_name": "unirg", "cluster": CLUSTER},
+    "production": {"model_name": "unirg", "cluster": CLUSTER | {"service": SERVICE}},
+    "score": {"splits": ["test"], "patience_s": 20.0},
+    "evaluate": {
+        "scores": ["bleu2", "rouge_l"],
+        "judge_model": "offline-judge",
+        "condition_labeller": "lexicon",
+        "resamples": 500,
+    },
+    "report": {},
+    "gate": {
+        "metric": "bleu2",
+        "alarms": [],
+        "allow_toy": True,
+        "looks": 5,
+        "min_studies": 20,
+        "min_patients": 10,
+        "resamples": 2000,
+        "guards": {"metrics": ["bleu2"], "min_studies": 10, "min_patients": 10},
+    },
+    "promote": {"trial": {"requests": 6, "seconds": 0.0, "max_error_rate": 0.0}},
+}
+Quality = Callable[[Study], float]
+"""The share of the reports that a model writes as the radiologist did; of the rest it says another's."""
+
+
+def even(share: float) -> Quality:
+    return lambda study: share
+
+
+def worse_for_women(share: float) -> Quality:
+    return lambda study: 0.0 if study.sex == "F" else share
+
+
+@dataclass
+class Wards:
+    """vLLM: any model's name answers, with the quality that was decided for it."""
+
+    store: str
+    next: Quality = field(default_factory=lambda: even(0.5))
+    """Of models that have not been asked yet."""
+    fails: bool = False
+    """Whether models that have not been asked yet answer 500."""
+    models: dict[str, tuple[Quality, bool]] = field(default_factory=dict)
+    url: str = ""
+    _studies: dict[str, Study] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def answer(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        with self._lock:
+            quality, fails = self.models.setdefault(asked["model"], (self.next, self.fails))
+            study = self._study(asked)
+        if fails:
+            return 500, {"error": {"code": 500}}
+        chance = int(hashlib.sha256(f"{asked['model']} {study.study_id}".encode()).hexdigest()[:8], 16) / 2**32
+        text = prompts.report(study) if chance < quality(study) else "Findings: A pacemaker is seen."
+        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        return 200, {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
+
+    def _study(self, asked: dict[str, Any]) -> Study:
+        images = [part for part in asked["messages"][-1]["content"] if part["type"] == "image_url"]
+        data = base64.b64decode(images[-1]["image_url"]["url"].partition(",")[2])
+        digest = hashlib.sha256(data).hexdigest()
+        if digest not in self._studies:
+            for cohort in artifacts(self.store, "cohort"):
+                opened = Cohort.open(cohort)
+                for bare in opened.studies():
+                    (image,) = prompts.images(opened.with_images(bare.study_id))
+                    self._studies[hashlib.sha256(image or b"").hexdigest()] = bare
+        return self._studies[digest]
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        wards = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_POST(self) -> None:
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, answer = wards.answer(asked)
+                body = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            server.daemon_threads = True
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            self.url = f"http://127.0.0.1:{server.server_address[1]}"
+            try:
+                yield
+            finally:
+                server.shutdown()
+                thread.join()
+
+
+@dataclass
+class Hospital:
+    """What a pipeline run needs to know; the servers run elsewhere."""
+
+    folder: Path
+    tracking_uri: str
+    judge_url: str
+    port: int
+    """Of vLLM, whatever the service."""
+
+    @property
+    def store(self) -> str:
+        return str(self.folder / "store")
+
+    @property
+    def site(self) -> Site:
+        return Site(str(self.folder / "incoming"))
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.tracking_uri)
+
+    def recipe(self, name: str) -> str:
+        return str(self.folder / "recipes" / f"{name}.yaml")
+
+    @property
+    def production(self) -> Production:
+        """With the champion's cohort."""
+        cohorts = artifacts(self.store, "cohort")
+        serving = config.load(ServeConfig, self.recipe("production"))
+        return Production(serving, config.load(ScoreConfig, self.recipe("score")), cohorts[0], self.store)
+
+    def prepare(self, exams: Sequence[Exam]) -> None:
+        """Write the recipes, and make a first cohort and a champion of it, which a person approves."""
+        (self.folder / "recipes").mkdir(parents=True)
+        (self.folder / "incoming").mkdir()
+        for name, content in RECIPES.items():
+            if name == "weights":
+                (self.folder / "none").mkdir()
+                content = content | {"source": str(self.folder / "none")}
+            Path(self.recipe(name)).write_text(yaml.safe_dump(content))
+        self.site.deliver("d0", exams)
+        settings = config.load(RetrainConfig, self.recipe("retrain"), self.overrides())
+        cohort = grow(watch(settings.watch, None, self.store), self.store)
+        base = train("base", self.recipe("base"), (), cohort.uri, "", self.store)
+        version = self.registry.register(base)
+        self.registry.approve(version.number, "Ada", "the first one")
+        decided = Decided(False, None, "the first", "the first one", "Ada")
+        rules = config.load(PromoteConfig, self.recipe("promote"))
+        assert promote(rules, self.registry, version, decided, self.production).outcome == "promoted"
+
+    def overrides(self) -> list[str]:
+        return [f"watch.stage.data={self.site.place}"]
+
+    def run(self, run: str) -> End | None:
+        """Run the pipeline in this process; how the last cycle ended."""
+        from kfp import local
+
+        from pipelines.retrain import retrain
+
+        with _in_process():
+            local.init(
+                local.SubprocessRunner(use_venv=False),
+                pipeline_root=str(self.folder / "kfp"),
+                raise_on_error=True,
+            )
+            recipes = str(self.folder / "recipes")
+            retrain(
+                store=self.store,
+                tracking_uri=self.tracking_uri,
+                recipe=recipes,
+                overrides=self.overrides(),
+                judge_url=self.judge_url,
+                serving=self.recipe("production"),
+                serving_overrides=[],
+                run=run,
+            )
+        last = Cycles(self.store).last()
+        return last.ended() if last else None
+
+    @contextmanager
+    def reached(self) -> Iterator[None]:
+        """This process as one inside the cluster."""
+        known = socket.getaddrinfo
+
+        def resolved(host: Any, port: Any, *more: Any, **named: Any) -> Any:
+            inside = isinstance(host, str) and host.endswith(".svc.cluster.local")
+            return known("127.0.0.1" if inside else host, port, *more, **named)
+
+        with ExitStack() as patches:
+            patches.enter_context(mock.patch.object(socket, "getaddrinfo", resolved))
+            patches.enter_context(mock.patch.object(rollout, "POLL_S", 0.02))
+            # Artifacts of this machine pass for some in object storage.
+            elsewhere = mock.patch.object(rollout, "storage_uri", lambda model: f"s3://m/{model.digest}/model")
+            patches.enter_context(elsewhere)
+            yield
+
+    # What there is to see
+
+    def champion(self) -> int:
+        """The version that registry and alias agree on."""
+        found = self.registry.champion()
+        assert found is not None
+        assert self.registry.alias() == found.number
+        return found.number
+
+    def anchored(self) -> list[audit.Problem]:
+        return audit.verify(self.store, audit.anchors(self.store, self.tracking_uri))
+
+    def actions(self) -> list[str]:
+        return [entry.action for entry in journal.read(self.store)]
+
+
+@contextmanager
+def hospital(
+    folder: Path, tracking_uri: str, kubeconfig: Callable[[Path], None]
+) -> Iterator[tuple[Hospital, Wards, KServe]]:
+    """One with its servers, before anything is delivered.
+
+    Args:
+        kubeconfig: is told the file that leads to the cluster.
+    """
+    wards = Wards(str(folder / "store"))
+    judge = [sys.executable, "-m", "unirg.metrics.offline_judge", "--port", "0"]
+    with Server().running() as server, wards.running(), processes.server(judge, "the judge") as judge_url:
+        config_file = server.kubeconfig(folder / "kubeconfig")
+        kubeconfig(config_file)
+        kserve = KServe(config_file)
+        kserve.domain = f"svc.cluster.local:{wards.url.rpartition(':')[2]}"
+        with kserve.at_work():
+            made = Hospital(folder, tracking_uri, judge_url, int(wards.url.rpartition(":")[2]))
+            with made.reached():
+                yield made, wards, kserve
+
+
+def served(kserve: KServe) -> str:
+    """Digest of the model that everybody gets from the production service; fails while another is tried."""
+    thing = kserve.get(SERVICE)
+    assert isvc.tried(thing) is None
+    return str(thing["spec"]["predictor"]["annotations"][isvc.DIGEST])
+
+
+@contextmanager
+def _in_process() -> Iterator[None]:
+    """KFP's subprocesses as calls: a new Python would import for ten seconds before each task's work."""
+    from kfp.dsl import executor_main
+    from kfp.local import subprocess_task_handler
+
+    failed: list[BaseException] = []
+
+    def run(full_command: list[str], env_vars: object = None) -> int:
+        at = next(number for number, word in enumerate(full_command) if "ephemeral_component" in word)
+        source, arguments = full_command[at + 1], full_command[at + 2 :]
+        with tempfile.TemporaryDirectory() as place:
+            module = Path(place, "ephemeral_component.py")
+            module.write_text(source)
+            argv = ["executor", "--component_module_path", str(module), *arguments]
+            try:
+                with mock.patch.object(sys, "argv", argv):
+                    executor_main.executor_main()
+            except BaseException as error:
+                failed.append(error)
+                return 1
+        return 0
+
+    with mock.patch.object(subprocess_task_handler, "run_local_subprocess", run):
+        try:
+            yield
+        except RuntimeError:
+            if failed:
+                raise failed[-1] from None
+            raise
+
+
+__all__ = [
+    "FIRST",
+    "SITE_KEY",
+    "WEEKLY",
+    "Artifact",
+    "Hospital",
+    "Wards",
+    "drawn",
+    "even",
+    "hospital",
+    "open_artifact",
+    "served",
+    "worse_for_women",
+]

@@ -1,0 +1,225 @@
+"""A challenger becomes the champion, and the endpoint's model: tried, then promoted, then rolled out.
+
+    canary beside the champion -> trial -> champion in the registry -> everybody's model
+
+The registry is what counts, and its one change (`Registry.set_champion`, by a key) stands between the trial
+and the roll-out: a model that fails the trial was never champion, and one that is champion is rolled out by
+whoever goes on after a kill. Every step looks at what is there before it does anything, so the whole may be
+repeated from any point. On a single machine there is no canary: a server of its own is tried, and whoever
+serves the champion next serves it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unirg import journal, telemetry
+from unirg.artifact import Artifact, open_artifact
+from unirg.config import Config
+from unirg.errors import UserError
+from unirg.lifecycle.registry import Outdated, Promotion, Registry, Version
+from unirg.lifecycle.trial import Trial, TrialConfig, trial
+from unirg.scoring.archive import ScoreConfig
+from unirg.serving.endpoint import LocalEndpoint, ServeConfig, open_endpoint, serve
+from unirg.serving.rollout import InferenceServiceEndpoint
+
+VERDICT = "verdict"
+"""Tag of a version: URI of the gate's verdict."""
+
+
+class PromoteConfig(Config):
+    """What a promotion needs."""
+
+    approval: bool = False
+    """Whether a person must approve a challenger that passed the gate (`unirg registry approve`)."""
+    trial: TrialConfig = TrialConfig()
+    """How it is tried before it is everybody's model."""
+
+
+@dataclass(frozen=True)
+class Production:
+    """Where the champion is served, and with what it is tried."""
+
+    serve: ServeConfig
+    """Of one service for all champions: `cluster.service` has a name."""
+    asking: ScoreConfig
+    """How it is asked."""
+    cohort: Artifact
+    """Whose studies are asked about."""
+    store: str
+
+    def endpoint(self, model: Artifact) -> LocalEndpoint | InferenceServiceEndpoint:
+        """The endpoint with this model.
+
+        Raises:
+            UserError: the service has no name, so that another champion would be served elsewhere; or it is
+                asked through a gateway, which splits requests, so that a canary cannot be asked by itself.
+        """
+        if self.serve.cluster and not self.serve.cluster.service:
+            raise UserError("cluster.service is empty: name the service that the champion is served by")
+        if self.serve.cluster and self.serve.cluster.reach != "service":
+            raise UserError(
+                f"cluster.reach={self.serve.cluster.reach} splits requests between two models: promote inside "
+                "the cluster, with cluster.reach=service"
+            )
+        return open_endpoint(serve(self.serve, model, self.store))
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a promotion rests on."""
+
+    passed: bool
+    """Whether the gate let the version pass."""
+    expected: int | None
+    """The champion that it was compared with; None for none."""
+    key: str
+    """What it is promoted for, such as a cycle: with one key it is promoted once."""
+    why: str
+    """For the registry and the audit: a verdict's digest or a person's reason."""
+    who: str = field(default_factory=journal.named_actor)
+
+
+@dataclass(frozen=True)
+class Promoted:
+    """What came of it."""
+
+    outcome: Literal["promoted", "rolled back", "waiting", "kept", "superseded"]
+    why: str
+    """For a person."""
+    trial: Trial | None = field(default=None)
+    """None where it was not tried, or was tried before a kill."""
+
+
+@telemetry.verb("promote")
+def promote(
+    config: PromoteConfig, registry: Registry, version: Version, decided: Decided, production: Production
+) -> Promoted:
+    """Make a version the champion, once for each key, however often it is called.
+
+    Raises:
+        UserError: the endpoint or the store is not to be had; the same call goes on.
+    """
+    model = open_artifact(version.uri)
+    if model.digest != version.digest:
+        raise UserError(f"{version.uri} is another model than version {version.number}: restore it")
+    endpoint = production.endpoint(model)
+    before = next((one for one in registry.history() if one.key == decided.key), None)
+    tried = None
+    record_decisions(production.store, registry, registry.version(version.number))
+    if before is None:
+        if refused := _refused(config, registry.version(version.number), decided.passed):
+            return refused
+        tried = _tried(config.trial, endpoint, production)
+        if not tried.passed:
+            _take_back(endpoint)
+            told = {"model": version.digest, "version": str(version.number), "key": decided.key}
+            journal.append(production.store, "rollback", told, "the trial failed", decided.who)
+            return Promoted("rolled back", tried.why, tried)
+        try:
+            before = registry.set_champion(
+                version.number, decided.expected, decided.who, decided.why, decided.key
+            )
+        except UserError as error:  # a person refused it, or made another the champion
+            if not isinstance(error, Outdated) and not _refused(
+                config, registry.version(version.number), decided.passed
+            ):
+                raise
+            _take_back(endpoint)
+            return Promoted("superseded" if isinstance(error, Outdated) else "kept", str(error), tried)
+    record(production.store, registry, version, before)
+    if registry.history()[-1].number == before.number:  # else whoever came later has rolled out another
+        _roll_out(endpoint)
+    return Promoted("promoted", tried.why if tried else "promoted before", tried)
+
+
+def roll_back(registry: Registry, production: Production | None, why: str, who: str = "") -> Promotion:
+    """Make the champion before this one the champion again, and what the endpoint serves.
+
+    Args:
+        production: None: there is no endpoint in a cluster.
+
+    Raises:
+        UserError: there is no champion before this one, or somebody changes it meanwhile.
+    """
+    history = registry.history()
+    if not history or history[-1].previous is None:
+        raise UserError(f"model {registry.name} had no champion before this one: promote another")
+    now, back = history[-1], registry.version(history[-1].previous)
+    who = who or journal.named_actor()
+    made = registry.set_champion(back.number, now.version, who, why, f"rollback of {now.number}")
+    if production:
+        record(production.store, registry, back, made, "rollback", why)
+        _roll_out(production.endpoint(open_artifact(back.uri)))
+    return made
+
+
+def record(
+    store: str,
+    registry: Registry,
+    version: Version,
+    made: Promotion,
+    action: Literal["promote", "rollback"] = "promote",
+    note: str = "",
+) -> None:
+    """See to it that the audit has a change of the champion."""
+    told = {"model": version.digest, "version": str(version.number), "registry": registry.name}
+    told |= {"previous": str(made.previous or ""), "change": str(made.number), "key": made.key}
+    journal.append(store, action, told, note, made.who)
+
+
+def record_decisions(store: str, registry: Registry, version: Version) -> None:
+    """See to it that the audit has what persons said of a version, whoever was killed before it had."""
+    for number, one in enumerate(version.decisions, 1):
+        told = {"model": version.digest, "version": str(version.number), "registry": registry.name}
+        journal.append(
+            store, one.decision, told | {"decision": str(number), "said": one.time}, one.why, one.who
+        )
+
+
+def _refused(config: PromoteConfig, version: Version, passed: bool) -> Promoted | None:
+    """Why this version may not become champion now; None where it may."""
+    said = version.decision
+    if said and said.decision == "refuse":
+        return Promoted("kept", f"version {version.number} was refused by {said.who}")
+    if said is None and not passed:
+        return Promoted("kept", f"version {version.number} has not passed the gate, and nobody approved it")
+    if said is None and config.approval:
+        return Promoted(
+            "waiting",
+            f"version {version.number} waits for a person: `unirg registry approve {version.number}`, then "
+            f"`unirg promote {version.number}`",
+        )
+    return None
+
+
+def _tried(
+    config: TrialConfig, endpoint: LocalEndpoint | InferenceServiceEndpoint, production: Production
+) -> Trial:
+    """Try it where users do not yet get all of their answers from it."""
+    if isinstance(endpoint, LocalEndpoint):
+        with endpoint.connect() as url:
+            return trial(config, production.asking, production.cohort, endpoint, url)
+    role = endpoint.role()
+    if role is None:
+        endpoint.begin()  # nobody is served yet
+    elif role == "":
+        endpoint.begin(config.percent)
+    return trial(config, production.asking, production.cohort, endpoint, endpoint.wait())
+
+
+def _take_back(endpoint: LocalEndpoint | InferenceServiceEndpoint) -> None:
+    """Out of the canary; what was everybody's model from the first has none to return to, and stays."""
+    if isinstance(endpoint, InferenceServiceEndpoint) and endpoint.role() == "canary":
+        endpoint.roll_back()
+
+
+def _roll_out(endpoint: LocalEndpoint | InferenceServiceEndpoint) -> None:
+    if not isinstance(endpoint, InferenceServiceEndpoint):
+        return
+    if endpoint.role() == "canary":
+        endpoint.promote()
+    else:
+        endpoint.begin()
+    endpoint.wait()
