@@ -47,7 +47,7 @@ from unirg.study import Study
 from unirg.training import train
 
 SERVICE = "cxr"
-FIRST, WEEKLY = 90, 24
+FIRST, WEEKLY = 300, 24
 """Studies of the first delivery and of each later one."""
 CLUSTER = {"namespace": "unirg", "ready_timeout_s": 60.0, "memory": "1Gi"}
 RECIPES: dict[str, Any] = {
@@ -99,8 +99,8 @@ def even(share: float) -> Quality:
     return lambda study: share
 
 
-def worse_for_women(share: float) -> Quality:
-    return lambda study: 0.0 if study.sex == "F" else share
+def worse_for_the_old(share: float) -> Quality:
+    return lambda study: 0.0 if 65 <= (study.age or 0) < 80 else share
 
 
 @dataclass
@@ -108,22 +108,22 @@ class Wards:
     """vLLM: any model's name answers, with the quality that was decided for it."""
 
     store: str
-    next: Quality = field(default_factory=lambda: even(0.5))
+    next: Quality = field(default_factory=lambda: even(0.1))
     """Of models that have not been asked yet."""
-    fails: bool = False
-    """Whether models that have not been asked yet answer 500."""
-    models: dict[str, tuple[Quality, bool]] = field(default_factory=dict)
+    broken: bool = False
+    """Whether every pod of the production service answers 500: it has no room for the model, say."""
+    models: dict[str, Quality] = field(default_factory=dict)
     url: str = ""
     _studies: dict[str, Study] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        with self._lock:
-            quality, fails = self.models.setdefault(asked["model"], (self.next, self.fails))
-            study = self._study(asked)
-        if fails:
+    def answer(self, host: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if self.broken and host.startswith(f"{SERVICE}-"):
             return 500, {"error": {"code": 500}}
-        chance = int(hashlib.sha256(f"{asked['model']} {study.study_id}".encode()).hexdigest()[:8], 16) / 2**32
+        with self._lock:
+            quality = self.models.setdefault(asked["model"], self.next)
+            study = self._study(asked)
+        chance = int(hashlib.sha256(study.study_id.encode()).hexdigest()[:8], 16) / 2**32
         text = prompts.report(study) if chance < quality(study) else "Findings: A pacemaker is seen."
         choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         return 200, {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
@@ -150,7 +150,7 @@ class Wards:
 
             def do_POST(self) -> None:
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, answer = wards.answer(asked)
+                status, answer = wards.answer(self.headers["Host"], asked)
                 body = json.dumps(answer).encode()
                 self.send_response(status)
                 self.send_header("Content-Type", "application/json")
@@ -266,7 +266,9 @@ class Hospital:
             patches.enter_context(mock.patch.object(socket, "getaddrinfo", resolved))
             patches.enter_context(mock.patch.object(rollout, "POLL_S", 0.02))
             # Artifacts of this machine pass for some in object storage.
-            elsewhere = mock.patch.object(rollout, "storage_uri", lambda model: f"s3://m/{model.digest}/model")
+            elsewhere = mock.patch.object(
+                rollout, "storage_uri", lambda model: f"s3://m/{model.digest}/model"
+            )
             patches.enter_context(elsewhere)
             yield
 
@@ -359,5 +361,5 @@ __all__ = [
     "hospital",
     "open_artifact",
     "served",
-    "worse_for_women",
+    "worse_for_the_old",
 ]
