@@ -19,6 +19,7 @@ from unirg import (
     cli_endpoints,
     cli_evaluate,
     cli_metrics,
+    cli_pipeline,
     cli_registry,
     cli_retention,
     cli_watch,
@@ -55,6 +56,7 @@ app.add_typer(cli_registry.app)
 app.add_typer(cli_watch.app)
 app.add_typer(cli_endpoints.app, name="endpoint")
 app.add_typer(cli_audit.app, name="audit")
+app.add_typer(cli_pipeline.app, name="pipeline")
 
 
 @app.command()
