@@ -1,9 +1,9 @@
 """What an object store tells of itself: which notice concerns the watched place, and which came before.
 
-Three forms are read: S3's event records (MinIO's webhook, AWS), EventBridge, and CloudEvents over HTTP, binary,
-structured or in batches, around one of those or around `bucket` and `name` (Google). Only a created object
-counts: reading one may be told, too, and the pipeline itself reads. A key may name a patient, so it is
-compared and kept nowhere: what remains of a notice is a digest.
+Three forms are read: S3's event records (MinIO's webhook, AWS), EventBridge, and CloudEvents over HTTP,
+binary, structured or in batches, around one of those or around `bucket` and `name` (Google). Only a created
+object counts: reading one may be told, too, and the pipeline itself reads. A key may name a patient, so it
+is compared and kept nowhere: what remains of a notice is a digest.
 """
 
 from __future__ import annotations

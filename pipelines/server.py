@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -220,14 +221,12 @@ class Server:
 
     def delete_recurring(self, one: Any) -> None:
         """What is gone is deleted."""
-        try:
+        with suppress(Gone):
             self._call(
                 f"delete recurring run {one.display_name}",
                 kfp.RecurringRunServiceApi(self.client).recurring_run_service_delete_recurring_run,
                 one.recurring_run_id,
             )
-        except Gone:
-            pass
 
     def page_of(self, run_id: str) -> str:
         """Where KFP's UI shows a run, if it is served under the same address."""

@@ -1,7 +1,7 @@
 """The HTTP server that an object store sends its notices to.
 
-`POST /events` with a bearer token; `GET /healthz` says whether runs can still be started, `GET /readyz` whether
-notices are taken. It speaks plain HTTP: TLS is the ingress's or the mesh's. Nothing of a request is logged.
+`POST /events` with a bearer token; `GET /healthz` says whether runs can still be started, `GET /readyz`
+whether notices are taken. It speaks plain HTTP: TLS is the ingress's or the mesh's. Nothing of a request is logged.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -131,10 +132,8 @@ class _Server(ThreadingHTTPServer):
 
 
 def _hang_up(connection: socket.socket) -> None:
-    try:
+    with suppress(OSError):  # it is closed already
         connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # it is closed already
 
 
 def token_of(file: str) -> str:
@@ -180,9 +179,8 @@ def serve(
     try:
         server = _Server((address, port), type("Bound", (_Handler,), given))
     except OSError as error:
-        raise UserError(
-            f"cannot listen on {address}:{port} ({error.strerror}): give another --port"
-        ) from None
+        remedy = "give another --port or --address"
+        raise UserError(f"cannot listen on {address}:{port} ({error.strerror}): {remedy}") from None
     over = threading.Event()
     door = threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True)
     with server, on_sigterm(over.set):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +14,7 @@ from unirg.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, help="Pipelines for Kubeflow: compile them, run them, schedule them.")
 
-Pipeline = Annotated[
-    str, typer.Argument(help="Its name, such as retrain; `unirg pipeline compile` lists them.")
-]
+Pipeline = Annotated[str, typer.Argument(help="Its name: `unirg pipeline compile` writes all of them.")]
 Given = Annotated[list[str] | None, typer.Argument(help="Its parameters: name=value …")]
 Host = Annotated[
     str,
@@ -33,8 +32,15 @@ Settle = Annotated[
     float, typer.Option(min=1, help="Events: seconds without a new one before a run; more than the watch's.")
 ]
 Longest = Annotated[float, typer.Option(min=1, help="Events: seconds after which a run starts all the same.")]
+LOOPBACK = re.compile(r"https?://(localhost|127\.[0-9.]+|\[::1\])([:/]|$)")
 NAME = re.compile("[a-z]([-a-z0-9]{0,48}[a-z0-9])?")
 SETTLE_S, LONGEST_S = 360.0, 3600.0
+
+
+@app.callback()
+def _needs() -> None:
+    if find_spec("kfp") is None:
+        raise UserError("the kfp package is missing: pip install 'unirg[pipelines]'")
 
 
 @app.command("compile")
@@ -77,7 +83,7 @@ def schedule(
     given: Given = None,
     cron: Annotated[
         str,
-        typer.Option(help="When, in KFP's time zone (UTC unless set): '0 3 * * 0', or with seconds first."),
+        typer.Option(help="When, in KFP's time zone (UTC unless set), such as '0 3 * * 0'."),
     ] = "",
     on_event: Annotated[
         bool, typer.Option("--on-event", help="When data arrives: deploy a listener in the cluster.")
@@ -101,6 +107,8 @@ def schedule(
 
     if bool(cron) == on_event:
         raise UserError("name either --cron EXPRESSION or --on-event")
+    if cron and (listener or recipe or watch):
+        raise UserError("--listener, --recipe and --watch are for --on-event: leave them out with --cron")
     of = package(pipeline)
     values = parameters(of, given or ())
     name = _name(name or of.name)
@@ -128,6 +136,8 @@ def schedule(
     watched = watch or str(values.get("data", ""))
     Place.of(watched)
     connect(host)  # is it an address at all
+    if LOOPBACK.match(host):
+        raise UserError(f"--host {host} is this machine's: name KFP's API as the listener's pod reaches it")
     words = [pipeline, *(given or ()), "--name", name, "--watch", watched, "--host", host]
     words += ["--settle", f"{settle:g}", "--longest", f"{longest:g}"]
     for option, value in (
@@ -199,13 +209,11 @@ def listen(
     watch: Watch = "",
     settle: Settle = SETTLE_S,
     longest: Longest = LONGEST_S,
-    address: Annotated[
-        str, typer.Option(help="Address that it listens on; 0.0.0.0 = every one.")
-    ] = "127.0.0.1",
+    address: Annotated[str, typer.Option(help="Where it listens; 0.0.0.0 = everywhere.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port for notices; 0 = any.")] = 8080,
     token_file: Annotated[
         str,
-        typer.Option(help="Senders must show this file's content as bearer token; else $UNIRG_LISTEN_TOKEN."),
+        typer.Option(help="Holds the bearer token of the senders; else $UNIRG_LISTEN_TOKEN."),
     ] = "",
     catch_up: Annotated[
         bool, typer.Option("--catch-up", help="Begin with a run, for what came while nobody listened.")
