@@ -220,12 +220,13 @@ class Server:
         )
 
     def delete_recurring(self, one: Any) -> None:
-        """What is gone is deleted."""
+        """What is gone is deleted. Its runs go on: by default Kubernetes ends them with their owner."""
         with suppress(Gone):
             self._call(
                 f"delete recurring run {one.display_name}",
                 kfp.RecurringRunServiceApi(self.client).recurring_run_service_delete_recurring_run,
                 one.recurring_run_id,
+                propagation_policy=kfp.V2beta1DeletePropagationPolicy.ORPHAN,  # KFP 2.16 and later
             )
 
     def page_of(self, run_id: str) -> str:

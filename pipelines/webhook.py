@@ -1,7 +1,8 @@
 """The HTTP server that an object store sends its notices to.
 
 `POST /events` with a bearer token; `GET /healthz` says whether runs can still be started, `GET /readyz`
-whether notices are taken. It speaks plain HTTP: TLS is the ingress's or the mesh's. Nothing of a request is logged.
+whether notices are taken. It speaks plain HTTP: TLS is the ingress's or the mesh's. Nothing of a request is
+logged.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -151,20 +152,14 @@ def token_of(file: str) -> str:
     return token
 
 
-def serve(
-    listener: Listener,
-    address: str,
-    port: int,
-    token_file: str = "",
-    ready: Callable[[str], None] = lambda url: None,
-) -> None:
-    """Listen until SIGTERM or Ctrl-C.
+@contextmanager
+def served(listener: Listener, address: str, port: int, token_file: str = "") -> Iterator[str]:
+    """Let a listener work, and notices come in over HTTP; the URL for them.
 
     Args:
         address: of this machine; 0.0.0.0 = every one.
         port: 0 = any.
         token_file: see `token_of`.
-        ready: is told the URL for notices.
 
     Raises:
         UserError: there is no token, or the port is taken.
@@ -181,18 +176,25 @@ def serve(
     except OSError as error:
         remedy = "give another --port or --address"
         raise UserError(f"cannot listen on {address}:{port} ({error.strerror}): {remedy}") from None
-    over = threading.Event()
     door = threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True)
-    with server, on_sigterm(over.set):
+    with server:
         worker.start()
         door.start()
-        ready(f"http://{address}:{server.server_address[1]}/events")
         try:
-            # In pieces: Python misses a signal that comes just before a wait, until its end.
-            while not over.wait(1.0):
-                pass
+            yield f"http://{address}:{server.server_address[1]}/events"
         finally:
             listener.end()
             worker.join(GRACE_S)
             server.shutdown()
             door.join()
+
+
+def serve(listener: Listener, address: str, port: int, token_file: str = "") -> None:
+    """`served` until SIGTERM or Ctrl-C."""
+    over = threading.Event()
+    with on_sigterm(over.set), served(listener, address, port, token_file) as url:
+        to_stderr(f"listen: {url}")
+        # In pieces: Python misses a signal that comes just before a wait, until its end.
+        while not over.wait(1.0):
+            pass
+    to_stderr("listen: ended")

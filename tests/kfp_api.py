@@ -86,6 +86,18 @@ class Api:
                     return int(one[1])
         return None
 
+    def heal(self) -> None:
+        """Nothing fails any more."""
+        with self._lock:
+            self._faults.clear()
+
+    def fire(self, name: str) -> str:
+        """Let the enabled recurring run of a name start a run, as its clock does; the run's id."""
+        (one,) = (one for one in self.enabled() if one["display_name"] == name)
+        inherited = ("experiment_id", "pipeline_version_reference", "runtime_config", "recurring_run_id")
+        given = {part: one[part] for part in inherited} | {"display_name": f"Run of {name}"}
+        return str(self.create("runs", given)["run_id"])
+
     def count(self, match: str) -> int:
         return sum(match in request for request in self.requests)
 
@@ -159,9 +171,13 @@ class Api:
             rest = str(begin + size) if len(chosen) > begin + size else ""
             return {LISTS.get(kind, kind): chosen[begin : begin + size], "next_page_token": rest}
 
-    def delete(self, kind: str, one_id: str) -> Thing:
+    def delete(self, one_id: str, policy: str) -> Thing:
+        """Delete a recurring run, and but for the policy ORPHAN its runs, as Kubernetes does."""
         with self._lock:
-            self.things[kind].remove(self.find(kind, one_id))
+            self.things["recurringruns"].remove(self.find("recurringruns", one_id))
+            if policy != "ORPHAN":
+                runs = self.things["runs"]
+                self.things["runs"] = [run for run in runs if run.get("recurring_run_id") != one_id]
             return {}
 
     def set_mode(self, one_id: str, mode: str) -> Thing:
@@ -232,5 +248,6 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "POST":
             return self.api.create(kind, json.loads(sent))
         if self.command == "DELETE":
-            return self.api.delete(kind, rest[0])
+            assert kind == "recurringruns"
+            return self.api.delete(rest[0], query.get("propagation_policy", ""))
         return self.api.select(kind, query)

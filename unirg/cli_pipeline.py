@@ -234,9 +234,7 @@ def listen(
     listener = Listener(place, runs, _name(name or of.name), settle, longest)
     if catch_up:
         listener.catch_up()
-    serve(
-        listener, address, port, token_file, lambda url: print(f"listen: {url}", file=sys.stderr, flush=True)
-    )
+    serve(listener, address, port, token_file)
 
 
 def _name(name: str) -> str:
