@@ -92,8 +92,8 @@ def _digests(place: Place, headers: Mapping[str, str], sent: Any) -> Iterator[st
 
 def _told(place: Place, sent: Any, depth: int) -> Iterator[str]:
     """Digests of one notice in whatever form."""
-    if depth > DEEPEST:
-        raise ValueError("too deep")
+    if depth > DEEPEST or not isinstance(sent, dict):
+        raise ValueError("no object, or too deep")
     if "specversion" in sent:
         yield from _enveloped(place, sent, sent.get("data"), depth + 1)
     elif "Records" in sent:

@@ -30,9 +30,6 @@ from unirg import telemetry
 from unirg.errors import UserError
 from unirg.telemetry import to_stderr
 
-SETTLE_S = 360.0
-"""More than the 300 seconds that the watch lets an object rest, or the run would find it too young."""
-LONGEST_S = 3600.0
 POLL_S = 30.0
 """Between two looks at a run that is active."""
 REMEMBERED = 100_000
@@ -85,8 +82,9 @@ class Listener:
     runs: Starter
     name: str
     """Runs are called by it and the time."""
-    settle_s: float = SETTLE_S
-    longest_s: float = LONGEST_S
+    settle_s: float
+    """Longer than the watch lets an object rest, or the run finds it too young."""
+    longest_s: float
     poll_s: float = POLL_S
     tell: Callable[[str], None] = to_stderr
     ending: bool = False

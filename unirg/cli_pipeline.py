@@ -34,7 +34,9 @@ Settle = Annotated[
 Longest = Annotated[float, typer.Option(min=1, help="Events: seconds after which a run starts all the same.")]
 LOOPBACK = re.compile(r"https?://(localhost|127\.[0-9.]+|\[::1\])([:/]|$)")
 NAME = re.compile("[a-z]([-a-z0-9]{0,48}[a-z0-9])?")
-SETTLE_S, LONGEST_S = 360.0, 3600.0
+SETTLE_S = 360.0
+"""More than the 300 seconds that a watch lets an object rest, or the run would find it too young."""
+LONGEST_S = 3600.0
 
 
 @app.callback()

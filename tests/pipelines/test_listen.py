@@ -1,4 +1,4 @@
-"""A listener over real HTTP before a KFP API: bursts, repetitions, runs under way, strangers, faults, ends."""
+"""A listener over real HTTP before a KFP API: bursts, repetitions, runs under way, strangers, faults."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ from pipelines.webhook import served
 from tests.canary import CANARY
 from tests.kfp_api import Api
 from tests.waiting import until
+from unirg import cli_pipeline
 from unirg.errors import UserError
+from unirg.lifecycle.watch import WatchConfig
 
 TOKEN = "a-token-of-the-hospital"
 PLACE = Place("incoming", "north")
@@ -231,7 +233,7 @@ def test_a_burst_of_notices_starts_one_run_with_the_parameters(api: Api, opened:
         stays(api, 1)
     assert run["display_name"].startswith("nightly 20")
     assert run["runtime_config"]["parameters"] == dict(one.split("=") for one in GIVEN)
-    assert api.names("versions") == [run["display_name"] and api.things["versions"][0]["display_name"]]
+    assert len(api.things["versions"]) == 1
 
 
 def test_the_same_notice_again_starts_nothing(api: Api, opened: Open) -> None:
@@ -325,7 +327,6 @@ def test_strangers_and_nonsense_are_refused_and_start_nothing(api: Api, opened: 
         assert door.ask("POST", "/events", good, {"Authorization": f"Basic {TOKEN}"}) == 401
         assert door.post(good, path="/event") == 404
         assert door.post(b"{") == 400
-        assert door.post(b"x" * (webhook.LARGEST + 1)) == 413
         assert door.post(good, **{"Transfer-Encoding": "chunked"}) == 411
         assert door.ask("GET", "/events") == 404
         assert door.ask("PUT", "/events", good) == 501
@@ -338,8 +339,8 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(opened: Open) -> 
     with opened() as door:
         parts = urlsplit(door.url)
         with socket.create_connection((parts.hostname, parts.port), timeout=10) as stranger:
-            head = f"POST /events HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 99999999999\r\n\r\n"
-            stranger.sendall(head.encode())
+            head = f"POST /events HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n"
+            stranger.sendall(f"{head}Content-Length: {webhook.LARGEST + 1}\r\n\r\n".encode())
             assert b" 413 " in stranger.recv(1000)
 
 
@@ -384,9 +385,13 @@ def test_without_a_token_no_door_is_opened(monkeypatch: pytest.MonkeyPatch) -> N
     assert webhook.token_of("") == TOKEN
 
 
+def test_a_listener_settles_longer_than_the_watch_that_it_starts() -> None:
+    assert WatchConfig.model_fields["settle_seconds"].default + 30 < cli_pipeline.SETTLE_S
+
+
 def test_notices_are_forgotten_after_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listen, "REMEMBERED", 3)
-    listener = Listener(PLACE, None, "nightly")  # type: ignore[arg-type]
+    listener = Listener(PLACE, None, "nightly", 1, 1)  # type: ignore[arg-type]
     for number in (1, 2, 3, 4):
         assert listener.receive(JSON, json.dumps(minio(record(f"north/{number}"))).encode()) == 1
     assert listener.receive(JSON, json.dumps(minio(record("north/4"))).encode()) == 0
@@ -418,12 +423,12 @@ def test_the_command_listens_logs_no_key_and_ends_on_sigterm(
     assert door.post(minio(record(f"north/{CANARY}/1.png"))) == 202
     assert door.post(minio(record(f"south/{CANARY}/1.png"))) == 202
     assert door.post({"Records": [{"eventName": CANARY}]}) == 400
-    assert door.ask("GET", f"/{CANARY}") == 404
-    assert door.ask("BREW", f"/{CANARY}") == 501
+    assert door.ask("GET", f"/{quote_plus(CANARY)}") == 404
+    assert door.ask("BREW", f"/{quote_plus(CANARY)}") == 501
     until(lambda: runs(api))
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     said = first + process.stderr.read()
     assert "started run nightly" in said
     assert "listen: ended" in said
-    assert CANARY not in said + json.dumps(api.things)
+    assert CANARY.split()[0] not in said + json.dumps(api.things)

@@ -1,4 +1,4 @@
-"""Pipelines sent to KFP, once or by a clock: parameters, versions, one recurring run by name whatever fails."""
+"""Pipelines sent to KFP, once or by a clock: parameters, versions, one recurring run, whatever fails."""
 
 from __future__ import annotations
 
