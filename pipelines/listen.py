@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 from pipelines.events import Place, concerning
 from pipelines.package import Package
-from pipelines.server import Seen, Server
+from pipelines.server import Gone, Seen, Server
 from unirg import telemetry
 from unirg.errors import UserError
 from unirg.telemetry import to_stderr
@@ -63,7 +63,12 @@ class Runs:
         return self.server.recent(self._version.pipeline_id, self._experiment)
 
     def start(self, name: str) -> None:
-        self.server.run(name, self._version, self.given, self._experiment, self.service_account)
+        try:
+            self.server.run(name, self._version, self.given, self._experiment, self.service_account)
+        except Gone:  # somebody has deleted a version or an experiment: they are made again
+            for part in ("_version", "_experiment"):
+                self.__dict__.pop(part, None)
+            raise
 
     @cached_property
     def _version(self) -> Any:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import kfp_server_api as kfp
 from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, KF_PIPELINES_SA_TOKEN_PATH
 from kfp.client.client import KF_PIPELINES_ENDPOINT_ENV
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, SSLError
 from urllib3.util import Retry
 
 from pipelines.package import Package
@@ -39,6 +39,7 @@ AGAIN = Retry(
     status_forcelist=(429, 502, 503, 504),
     allowed_methods=("GET", "DELETE"),
     raise_on_status=False,
+    respect_retry_after_header=False,  # it may ask for hours
 )
 PAGE = 100
 UNFINISHED = {"PENDING", "RUNNING", "CANCELING", "PAUSED"}
@@ -99,6 +100,10 @@ def connect(host: str = "", namespace: str = "", token_file: str = "") -> Server
     settings = kfp.Configuration(host=host)
     settings.retries = AGAIN
     settings.ssl_ca_cert = os.environ.get("SSL_CERT_FILE") or None
+    if settings.ssl_ca_cert and not Path(settings.ssl_ca_cert).is_file():
+        raise UserError(
+            f"SSL_CERT_FILE={settings.ssl_ca_cert}: no such file; name the authority's certificate"
+        )
     if file:
         settings.api_key_prefix["authorization"] = "Bearer"
         settings.refresh_api_key_hook = lambda config: config.api_key.update(authorization=_token(file))
@@ -131,7 +136,7 @@ class Server:
             lambda: self._call(
                 f"create pipeline {of.name}",
                 kfp.PipelineServiceApi(self.client).pipeline_service_create_pipeline,
-                kfp.V2beta1Pipeline(display_name=of.name, namespace=self.namespace or None),
+                kfp.V2beta1Pipeline(name=of.name, display_name=of.name, namespace=self.namespace or None),
             ),
         )
         version = self._found_or_made(
@@ -179,7 +184,10 @@ class Server:
         return str(started.run_id)
 
     def recent(self, pipeline_id: str, experiment: str) -> list[Seen]:
-        """The newest runs of a pipeline in an experiment, started by whatever; the newest first."""
+        """The newest runs of a pipeline in an experiment, started by whatever; the newest first.
+
+        A run whose pipeline is not told counts as one of it: to wait for it is the smaller mistake.
+        """
         found = self._call(
             "list runs",
             kfp.RunServiceApi(self.client).run_service_list_runs,
@@ -190,7 +198,7 @@ class Server:
         return [
             Seen(one.display_name, one.run_id, _unfinished(one))
             for one in found.runs or ()
-            if one.pipeline_version_reference and one.pipeline_version_reference.pipeline_id == pipeline_id
+            if getattr(one.pipeline_version_reference, "pipeline_id", None) in (None, pipeline_id)
         ]
 
     def recurring(self, name: str = "") -> list[Any]:
@@ -300,17 +308,21 @@ class Server:
         except kfp.ApiException as error:
             raise self._refusal(what, error) from None
         except (HTTPError, OSError) as error:
+            if isinstance(getattr(error, "reason", error), SSLError):
+                raise self._untrusted(what) from None
             raise Away(
                 f"cannot {what}: {self.host} does not answer ({type(error).__name__}); check --host and the "
                 "network, and run the same command again"
             ) from None
 
+    def _untrusted(self, what: str) -> Refused:
+        remedy = "check --host, or name the file of its authority in SSL_CERT_FILE"
+        return Refused(f"cannot {what} at {self.host}: there is no TLS that can be trusted; {remedy}")
+
     def _refusal(self, what: str, error: Any) -> UserError:
         where = f"cannot {what} at {self.host}"
         if not error.status:  # the generated client's form of a failure of TLS
-            return Refused(
-                f"{where}: its certificate is not trusted; name the authority's file in SSL_CERT_FILE"
-            )
+            return self._untrusted(what)
         said = f"{error.status}, {_message(error.body)}"
         if error.status in (408, 429) or error.status >= 500:
             return Away(f"{where} ({said}): run the same command again later")

@@ -79,7 +79,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _take(self, body: bytes, length: int) -> None:
         if len(body) < length:  # it broke off; nobody hears an answer
             return
-        if self.listener.ending:
+        if self.listener.ending or not self.working():
             self._answer(503)
             return
         try:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -264,9 +265,14 @@ def test_what_comes_while_a_run_is_active_is_one_more_run_after_it(api: Api, ope
     assert sum("waits for the end of run" in line for line in door.told) == 1
 
 
-def test_a_run_that_a_clock_started_is_waited_for_too(api: Api, opened: Open, of: Package) -> None:
+@pytest.mark.parametrize("told", [True, False], ids=["its pipeline told", "its pipeline not told"])
+def test_a_run_that_a_clock_started_is_waited_for_too(
+    api: Api, opened: Open, of: Package, told: bool
+) -> None:
     kfp = connect(api.url)
     run = kfp.run("by hand", kfp.version(of), {}, kfp.experiment("archives"))
+    if not told:
+        del runs(api)[0]["pipeline_version_reference"]
     with opened() as door:
         door.post(minio(record()))
         stays(api, 1)
@@ -316,6 +322,34 @@ def test_a_listener_that_begins_with_a_run_finds_what_was_missed(api: Api, opene
         stays(api, 1)
         api.set_state(runs(api)[0]["run_id"], "SUCCEEDED")
         until(lambda: len(runs(api)) == 2)
+
+
+def test_what_somebody_deleted_in_kfp_is_made_again(api: Api, opened: Open) -> None:
+    with opened() as door:
+        door.post(minio(record()))
+        until(lambda: runs(api))
+        api.set_state(runs(api)[0]["run_id"], "SUCCEEDED")
+        for kind in ("versions", "experiments"):
+            api.things[kind].clear()
+            door.post(minio(record(f"north/{kind}.png")))
+            until(lambda: runs(api)[-1]["state"] == "PENDING")
+            api.set_state(runs(api)[-1]["run_id"], "SUCCEEDED")
+    assert len(runs(api)) == 3
+
+
+def test_a_listener_that_broke_takes_nothing_and_says_so(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Runs) -> None:
+        raise RuntimeError("not foreseen")
+
+    monkeypatch.setattr(Runs, "recent", broken)
+    monkeypatch.setattr(threading, "excepthook", lambda told: None)
+    with opened() as door:
+        assert door.post(minio(record())) == 202
+        until(lambda: door.ask("GET", "/healthz") == 503)
+        assert door.post(minio(record("north/2.png"))) == 503
+        assert door.ask("GET", "/readyz") == 503
 
 
 def test_strangers_and_nonsense_are_refused_and_start_nothing(api: Api, opened: Open) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from unirg.errors import UserError
 
 GIVEN = ["archive=s3://a/studies", "checkpoint=s3://s/grpo", "store=s3://s"]
 NIGHTLY = "0 0 3 * * *"
-INPUTS = {
+INPUTS: dict[str, dict[str, Any]] = {
     "store": {"parameterType": "STRING", "description": "where"},
     "steps": {"parameterType": "NUMBER_INTEGER", "isOptional": True},
     "rate": {"parameterType": "NUMBER_DOUBLE", "isOptional": True},
@@ -346,6 +347,20 @@ def test_an_address_that_is_none_is_refused(host: str, said: str, monkeypatch: p
     with pytest.raises(UserError, match=said) as wrong:
         connect(host)
     assert "secret" not in str(wrong.value)
+
+
+def test_tls_that_cannot_be_trusted_is_told(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Refused, match="no TLS that can be trusted; check --host"):
+        connect(api.url.replace("http", "https")).recurring()
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
+    with pytest.raises(UserError, match="SSL_CERT_FILE=/nowhere: no such file"):
+        connect(api.url)
+
+
+def test_a_server_that_never_answers_is_left(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "TIMEOUT_S", (1.0, 0.2))
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(Away, match="does not answer"):
+        connect(f"http://127.0.0.1:{silent.getsockname()[1]}").recurring()
 
 
 Run = Callable[..., tuple[int, str, str]]
