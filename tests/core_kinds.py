@@ -7,6 +7,7 @@ API server with strict field validation refuses.
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ KINDS = {
 IMMUTABLE = {"deployments": ("selector",), "services": ("clusterIP",)}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "deployments": {"progressDeadlineSeconds": 600, "revisionHistoryLimit": 10},
-    "services": {"clusterIP": "10.96.0.17", "sessionAffinity": "None", "type": "ClusterIP"},
+    "services": {"sessionAffinity": "None", "type": "ClusterIP"},
 }
 """Some of what an API server fills in."""
 
@@ -65,3 +66,5 @@ def _unknown(given: Any, known: Any, at: str) -> list[str]:
 
 def fill_defaults(plural: str, thing: dict[str, Any]) -> None:
     thing["spec"] = DEFAULTS[plural] | thing["spec"]
+    if plural == "services":
+        thing["spec"].setdefault("clusterIP", f"10.96.{random.randrange(256)}.{random.randrange(1, 255)}")

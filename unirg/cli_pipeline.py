@@ -136,6 +136,7 @@ def schedule(
         raise UserError("--kfp-token-file is of this machine: a listener's pod gets its own (kfp_audience)")
     settings = config.load(deploy.ListenerConfig, recipe, listener or ())
     watched = watch or str(values.get("data", ""))
+    _burst(settle, longest)
     Place.of(watched)
     connect(host)  # is it an address at all
     if LOOPBACK.match(host):
@@ -230,6 +231,7 @@ def listen(
 
     of = package(pipeline)
     values = parameters(of, given or ())
+    _burst(settle, longest)
     place = Place.of(watch or str(values.get("data", "")))
     server = connect(host, namespace, kfp_token_file)
     runs = Runs(server, of, values, experiment or of.name, service_account)
@@ -237,6 +239,11 @@ def listen(
     if catch_up:
         listener.catch_up()
     serve(listener, address, port, token_file)
+
+
+def _burst(settle: float, longest: float) -> None:
+    if longest < settle:
+        raise UserError(f"--longest {longest:g} is less than --settle {settle:g}: give more")
 
 
 def _name(name: str) -> str:

@@ -55,11 +55,10 @@ def test_the_same_settings_change_nothing_and_others_replace(server: Server, whe
     before = dict(server.objects)
     assert apply(where, CONFIG, "north", WORDS) == "found"
     assert server.objects == before
-    assert apply(where, CONFIG, "north", [*WORDS, "--settle", "60"]) == "replaced"
+    other = ListenerConfig(image="registry/toolbox:2", token="notices/token")
+    assert apply(where, other, "north", [*WORDS, "--settle", "60"]) == "replaced"
     assert "60" in container(where)["args"]
-    service = where.get(SERVICE, "north-listener")
-    assert service is not None
-    assert service["spec"]["clusterIP"] == "10.96.0.17"
+    assert container(where)["image"] == "registry/toolbox:2"
     assert len(server.objects) == 2
 
 
@@ -73,6 +72,18 @@ def test_what_others_added_to_the_objects_stays(where: Cluster) -> None:
     found = where.get(DEPLOYMENT, "north-listener")
     assert found is not None
     assert found["metadata"]["annotations"]["deployment.kubernetes.io/revision"] == "1"
+
+
+def test_a_changed_service_keeps_its_address(server: Server, where: Cluster) -> None:
+    apply(where, CONFIG, "north", WORDS)
+    service = server.objects["services", "unirg", "north-listener"]
+    service["metadata"]["annotations"][deploy.DIGEST] = "of another version"
+    service["spec"]["ports"][0]["port"] = 8080
+    assert apply(where, CONFIG, "north", WORDS) == "replaced"
+    changed = where.get(SERVICE, "north-listener")
+    assert changed is not None
+    assert changed["spec"]["clusterIP"] == service["spec"]["clusterIP"]
+    assert changed["spec"]["ports"][0]["port"] == 80
 
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["before it is done", "after it was done"])
@@ -203,6 +214,7 @@ def test_the_command_sets_up_a_listener_whose_own_command_holds(
         (("--listener", "imagee=x"), "unknown key imagee: did you mean image?"),
         (("--listener", "token=x"), "token"),
         (("--name", "North"), "--name North"),
+        (("--longest", "399"), "--longest 399 is less than --settle 400"),
     ],
 )
 def test_a_mistake_is_told_before_anything_is_sent(

@@ -24,7 +24,7 @@ from pipelines import listen, server, webhook
 from pipelines.events import Place, Unreadable, concerning
 from pipelines.listen import Listener, Runs
 from pipelines.package import Package, package, parameters
-from pipelines.server import connect
+from pipelines.server import Seen, connect
 from pipelines.webhook import served
 from tests.canary import CANARY
 from tests.kfp_api import Api
@@ -290,6 +290,30 @@ def test_steady_notices_start_a_run_in_the_end_and_the_youngest_another(api: Api
         assert 5 < number < 99
         api.set_state(runs(api)[0]["run_id"], "SUCCEEDED")
         until(lambda: len(runs(api)) == 2)
+
+
+def test_a_notice_that_is_young_when_a_run_starts_stays_due() -> None:
+    class Fake:
+        started = 0
+
+        def recent(self) -> list[Seen]:
+            return []
+
+        def start(self, name: str) -> None:
+            self.started += 1
+
+    fake = Fake()
+    listener = Listener(PLACE, fake, "nightly", 0.5, 0.5)
+    for key in ("north/1", "north/2"):
+        listener.receive(JSON, json.dumps(minio(record(key))).encode())
+        time.sleep(0.3)
+    assert listener._left_s() <= 0
+    listener._step()
+    assert 0 < listener._left_s() < 0.5  # as the watch may have found the second one too young
+    time.sleep(0.3)
+    listener._step()
+    assert fake.started == 2
+    assert listener._left_s() == float("inf")
 
 
 def test_kfp_away_delays_a_run_and_loses_none(api: Api, opened: Open) -> None:
