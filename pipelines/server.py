@@ -234,7 +234,7 @@ class Server:
                 f"delete recurring run {one.display_name}",
                 kfp.RecurringRunServiceApi(self.client).recurring_run_service_delete_recurring_run,
                 one.recurring_run_id,
-                propagation_policy=kfp.V2beta1DeletePropagationPolicy.ORPHAN,  # KFP 2.16 and later
+                propagation_policy=kfp.V2beta1DeletePropagationPolicy.ORPHAN,  # KFP 2.15 had no choice
             )
 
     def page_of(self, run_id: str) -> str:
