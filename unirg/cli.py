@@ -20,6 +20,7 @@ from unirg import (
     cli_endpoints,
     cli_evaluate,
     cli_metrics,
+    cli_pipeline,
     cli_promote,
     cli_registry,
     cli_retention,
@@ -59,6 +60,7 @@ app.add_typer(cli_cards.app)
 app.add_typer(cli_promote.app)
 app.add_typer(cli_endpoints.app, name="endpoint")
 app.add_typer(cli_audit.app, name="audit")
+app.add_typer(cli_pipeline.app, name="pipeline")
 
 
 @app.command()

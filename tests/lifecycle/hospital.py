@@ -1,8 +1,8 @@
-"""A hospital that retrains: its incoming folder, its cluster, its registry, and the pipeline `retrain` on them.
+"""A hospital that retrains: its incoming folder, its cluster, its registry, the pipeline `retrain` on them.
 
 Real are the pipeline as KFP's local runner drives it, every component and all that they call: staging,
-training (a step or two of a tiny policy), scoring by our client, evaluation, gate, registry, promotion. Played
-are Kubernetes and KServe (`tests/kubernetes.py`, `tests/serving/kserve.py`) and vLLM, which answers for each
+training (a step of a tiny policy), scoring by our client, evaluation, gate, registry, promotion. Played are
+Kubernetes and KServe (`tests/kubernetes.py`, `tests/serving/kserve.py`) and vLLM, which answers for each
 model as well as the test has decided: so a challenger is better, or worse for some, on purpose.
 """
 
@@ -26,10 +26,9 @@ from unittest import mock
 import yaml
 
 from tests.kubernetes import Server
-from tests.lifecycle.arrivals import SITE_KEY, Exam, Site, drawn
+from tests.lifecycle.arrivals import Exam, Site
 from tests.serving.kserve import KServe
 from unirg import config, journal, processes, prompts
-from unirg.artifact import Artifact, open_artifact
 from unirg.cohort.grow import grow
 from unirg.cohort.reader import Cohort
 from unirg.lifecycle import audit
@@ -347,19 +346,3 @@ def _in_process() -> Iterator[None]:
             if failed:
                 raise failed[-1] from None
             raise
-
-
-__all__ = [
-    "FIRST",
-    "SITE_KEY",
-    "WEEKLY",
-    "Artifact",
-    "Hospital",
-    "Wards",
-    "drawn",
-    "even",
-    "hospital",
-    "open_artifact",
-    "served",
-    "worse_for_the_old",
-]

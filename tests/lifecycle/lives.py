@@ -144,11 +144,8 @@ def _together(hospital: Hospital, runs: list[str]) -> list[str]:
 
 def main(mode: str, told: str, *arguments: str) -> None:
     # What a life imports, before there are any.
-    import mlflow.store.model_registry.sqlalchemy_store
-    import mlflow.store.tracking.sqlalchemy_store
     import trl  # noqa: F401
 
-    import pipelines.retrain
     import unirg.evaluation.report.render
     import unirg.training.sft
     import unirg.training.sft_trainer  # noqa: F401

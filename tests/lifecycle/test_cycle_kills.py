@@ -13,7 +13,8 @@ import pytest
 from tests import runs
 from tests.lifecycle import hospital as hospitals
 from tests.lifecycle import lives
-from tests.lifecycle.hospital import SITE_KEY, Hospital, Wards, drawn, even, served
+from tests.lifecycle.arrivals import SITE_KEY, drawn
+from tests.lifecycle.hospital import Hospital, Wards, even, served
 from tests.serving.kserve import KServe
 from unirg import journal
 from unirg.lifecycle import store

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.lifecycle import hospital as hospitals
+from tests.lifecycle.arrivals import SITE_KEY, drawn
 from tests.lifecycle.hospital import (
     FIRST,
-    SITE_KEY,
     WEEKLY,
     Hospital,
     Wards,
-    drawn,
     even,
     served,
     worse_for_the_old,

@@ -60,8 +60,8 @@ class Production:
             raise UserError("cluster.service is empty: name the service that the champion is served by")
         if self.serve.cluster and self.serve.cluster.reach != "service":
             raise UserError(
-                f"cluster.reach={self.serve.cluster.reach} splits requests between two models: promote inside the "
-                "cluster, with cluster.reach=service"
+                f"cluster.reach={self.serve.cluster.reach} splits requests between two models: promote "
+                "inside the cluster, with cluster.reach=service"
             )
         return open_endpoint(serve(self.serve, model, self.store))
 
