@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from unirg import telemetry
 from unirg.artifact import Artifact
 from unirg.lifecycle import audit, provenance, store
 from unirg.lifecycle.store import Recorded, Run
@@ -11,6 +12,7 @@ from unirg.lifecycle.store import Recorded, Run
 LEARNED = ("sft", "grpo")
 
 
+@telemetry.verb("record")
 def record(
     tracking_uri: str,
     pipeline: str,
