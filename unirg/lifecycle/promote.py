@@ -105,10 +105,9 @@ def promote(
     if model.digest != version.digest:
         raise UserError(f"{version.uri} is another model than version {version.number}: restore it")
     endpoint = production.endpoint(model)
-    before = next((one for one in registry.history() if one.key == decided.key), None)
-    tried = None
     record_decisions(production.store, registry, registry.version(version.number))
-    if before is None:
+    tried = None
+    if not any(one.key == decided.key for one in registry.history()):
         if refused := _refused(config, registry.version(version.number), decided.passed):
             return refused
         tried = _tried(config.trial, endpoint, production)
@@ -117,19 +116,16 @@ def promote(
             told = {"model": version.digest, "version": str(version.number), "key": decided.key}
             journal.append(production.store, "rollback", told, "the trial failed", decided.who)
             return Promoted("rolled back", tried.why, tried)
-        try:
-            before = registry.set_champion(
-                version.number, decided.expected, decided.who, decided.why, decided.key
-            )
-        except UserError as error:  # a person refused it, or made another the champion
-            if not isinstance(error, Outdated) and not _refused(
-                config, registry.version(version.number), decided.passed
-            ):
-                raise
-            _take_back(endpoint)
-            return Promoted("superseded" if isinstance(error, Outdated) else "kept", str(error), tried)
-    record(production.store, registry, version, before)
-    if registry.history()[-1].number == before.number:  # else whoever came later has rolled out another
+    try:  # with a key that was used, this puts right what a killed process left of it
+        made = registry.set_champion(version.number, decided.expected, decided.who, decided.why, decided.key)
+    except UserError as error:  # a person refused it, or made another the champion
+        outdated = isinstance(error, Outdated)
+        if not outdated and not _refused(config, registry.version(version.number), decided.passed):
+            raise
+        _take_back(endpoint)
+        return Promoted("superseded" if outdated else "kept", str(error), tried)
+    record(production.store, registry, version, made)
+    if registry.history()[-1].number == made.number:  # else whoever came later has rolled out another
         _roll_out(endpoint)
     return Promoted("promoted", tried.why if tried else "promoted before", tried)
 
