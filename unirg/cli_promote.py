@@ -1,4 +1,4 @@
-"""`unirg gate`, `promote`, `rollback`: who is champion, by a verdict or by a person's word."""
+"""`unirg gate`, `promote`, `rollback`, `cycles`: who is champion, by a verdict or by a person's word."""
 
 from __future__ import annotations
 
@@ -122,6 +122,28 @@ def rollback(
     production = _production(serving, overrides, None, _studies(champion), store)
     made = roll_back(registry, production, why, who)
     print(registry.version(made.version).uri)
+
+
+@app.command()
+def cycles(
+    abandon: Annotated[int | None, typer.Option(help="End this one, which cannot end by itself.")] = None,
+    why: Why = "",
+    name: ModelName = NAME,
+    store: Store = STORE,
+) -> None:
+    """The cycles of retraining, and how each ended; the next one may begin when the last one has."""
+    from unirg.lifecycle.cycle import Cycles, End
+
+    found = Cycles(store, name).all()
+    if abandon is not None:
+        chosen = next((one for one in found if one.number == abandon), None)
+        if chosen is None or chosen.ended():
+            raise UserError(f"cycle {abandon} is not under way: `unirg cycles` lists them")
+        if not why:
+            raise UserError(f"cycle {abandon} is not abandoned: say --why")
+        chosen.end(End(outcome="abandoned", why=why, cohort=chosen.begin.cohort))
+    for one in found:
+        print(one.line())
 
 
 def _side(text: str) -> Side:

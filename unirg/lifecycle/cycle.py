@@ -30,9 +30,9 @@ from unirg.errors import UserError
 T = TypeVar("T", bound=BaseModel)
 
 FOLDER = "cycles"
-Outcome = Literal["nothing new", "kept", "waiting", "promoted", "rolled back", "superseded"]
+Outcome = Literal["nothing new", "kept", "waiting", "promoted", "rolled back", "superseded", "abandoned"]
 """nothing new: too little to train on. kept: the gate failed, or a person refused. waiting: for a person's
-approval. rolled back: the canary failed. superseded: somebody else changed the champion meanwhile."""
+approval. rolled back: the canary failed. superseded: somebody else changed the champion meanwhile. abandoned: by a person, as it could not end."""
 _NUMBER = re.compile(r"[0-9]{7}")
 _RUN = re.compile(r"[\w.:-]{1,200}")
 
@@ -113,11 +113,10 @@ class Cycle:
             if holder == run:
                 storage.renew(place)
                 return
-            idle = self.clock() - touched
-            if idle < lease_s:
+            if self.clock() - touched < lease_s:
                 raise Busy(
-                    f"run {holder} is at work on cycle {self.number} (last seen {idle / 3600:.1f} h ago): it "
-                    f"goes on there; another run may take over after {lease_s / 3600:g} h"
+                    f"run {holder} is at work on cycle {self.number} (last seen {self._hours(touched)} h ago): "
+                    f"it goes on there; another run may take over after {lease_s / 3600:g} h"
                 )
             storage.put_new(self._place(number + 1), run.encode())
 
@@ -127,6 +126,16 @@ class Cycle:
         found = self.ended()
         assert found is not None
         return found
+
+    def line(self) -> str:
+        """Number, outcome and reason; of one under way, who works at it."""
+        if ended := self.ended():
+            return f"{self.number:>4}  {ended.outcome:<12}  {ended.why}"
+        _, run, touched = self._holder()
+        return f"{self.number:>4}  {'under way':<12}  run {run}, last seen {self._hours(touched)} h ago"
+
+    def _hours(self, touched: float) -> str:
+        return f"{(self.clock() - touched) / 3600:.1f}"
 
     def _holder(self) -> tuple[int, str, float]:
         """(how manieth, run, when it last showed itself)."""
