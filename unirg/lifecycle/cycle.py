@@ -32,7 +32,8 @@ T = TypeVar("T", bound=BaseModel)
 FOLDER = "cycles"
 Outcome = Literal["nothing new", "kept", "waiting", "promoted", "rolled back", "superseded", "abandoned"]
 """nothing new: too little to train on. kept: the gate failed, or a person refused. waiting: for a person's
-approval. rolled back: the canary failed. superseded: somebody else changed the champion meanwhile. abandoned: by a person, as it could not end."""
+approval. rolled back: the canary failed. superseded: somebody else changed the champion meanwhile.
+abandoned: by a person, as it could not end."""
 _NUMBER = re.compile(r"[0-9]{7}")
 _RUN = re.compile(r"[\w.:-]{1,200}")
 
@@ -115,8 +116,8 @@ class Cycle:
                 return
             if self.clock() - touched < lease_s:
                 raise Busy(
-                    f"run {holder} is at work on cycle {self.number} (last seen {self._hours(touched)} h ago): "
-                    f"it goes on there; another run may take over after {lease_s / 3600:g} h"
+                    f"run {holder} is at work on cycle {self.number} (last seen {self._hours(touched)} h "
+                    f"ago): it goes on there; another run may take over after {lease_s / 3600:g} h"
                 )
             storage.put_new(self._place(number + 1), run.encode())
 
