@@ -26,10 +26,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from unirg import storage
 from unirg.config import canonical_json
 from unirg.errors import UserError
+from unirg.lifecycle.lineage import CYCLES
 
 T = TypeVar("T", bound=BaseModel)
 
-FOLDER = "cycles"
 Outcome = Literal["nothing new", "kept", "waiting", "promoted", "rolled back", "superseded", "abandoned"]
 """nothing new: too little to train on. kept: the gate failed, or a person refused. waiting: for a person's
 approval. rolled back: the canary failed. superseded: somebody else changed the champion meanwhile.
@@ -200,7 +200,7 @@ class Cycles:
 
     @property
     def _folder(self) -> str:
-        return storage.join(storage.absolute(self.store), FOLDER, self.model)
+        return storage.join(storage.absolute(self.store), CYCLES, self.model)
 
     def _uri(self, number: int) -> str:
         return storage.join(self._folder, f"{number:07d}")
