@@ -111,7 +111,10 @@ def rollback(
     name: ModelName = NAME,
     store: Store = STORE,
 ) -> None:
-    """Make the champion before this one the champion again, and what the endpoint serves."""
+    """Make the champion before this one the champion again, and what the endpoint serves.
+
+    Again after a rollback, it finishes that one; to go further back, `unirg promote N --approve`.
+    """
     from unirg.lifecycle.promote import roll_back
     from unirg.lifecycle.registry import Registry
 
@@ -121,6 +124,7 @@ def rollback(
         raise UserError(f"model {name} has no champion yet: promote one")
     production = _production(serving, overrides, None, _studies(champion), store)
     made = roll_back(registry, production, why, who)
+    print(f"version {made.version} is champion by {made.who}'s rollback: {made.why}", file=sys.stderr)
     print(registry.version(made.version).uri)
 
 
