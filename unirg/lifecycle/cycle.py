@@ -30,9 +30,10 @@ from unirg.errors import UserError
 T = TypeVar("T", bound=BaseModel)
 
 FOLDER = "cycles"
-Outcome = Literal["nothing new", "kept", "waiting", "promoted", "rolled back", "superseded"]
+Outcome = Literal["nothing new", "kept", "waiting", "promoted", "rolled back", "superseded", "abandoned"]
 """nothing new: too little to train on. kept: the gate failed, or a person refused. waiting: for a person's
-approval. rolled back: the canary failed. superseded: somebody else changed the champion meanwhile."""
+approval. rolled back: the canary failed. superseded: somebody else changed the champion meanwhile.
+abandoned: a person ended it, as it could not go on."""
 _NUMBER = re.compile(r"[0-9]{7}")
 _RUN = re.compile(r"[\w.:-]{1,200}")
 
