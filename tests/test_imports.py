@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("unirg", "components", "pipelines")
 CLI = {
-    *("cli_audit", "cli_cards", "cli_endpoints", "cli_evaluate", "cli_metrics", "cli_pipeline"),
+    *("cli_audit", "cli_cards", "cli_cycles", "cli_endpoints", "cli_evaluate", "cli_metrics", "cli_pipeline"),
     *("cli_promote", "cli_registry", "cli_retention", "cli_watch"),
 }
 """Parts of the command line, which `cli` puts together."""
@@ -121,6 +121,8 @@ def test_of_the_command_line_only_its_verb_for_pipelines_knows_them() -> None:
         ("cli_watch", "cli_evaluate"),
         ("cli_promote", "cli_evaluate"),
         ("cli_promote", "cli_registry"),
+        ("cli_cycles", "cli_promote"),
+        ("cli_cycles", "cli_registry"),
     }
     across = {(a, b) for a, b, _ in GRAPH if a in ABOVE and b in ABOVE}
     assert across <= allowed

@@ -17,6 +17,7 @@ from unirg import (
     artifact,
     cli_audit,
     cli_cards,
+    cli_cycles,
     cli_endpoints,
     cli_evaluate,
     cli_metrics,
@@ -58,6 +59,7 @@ app.add_typer(cli_registry.app)
 app.add_typer(cli_watch.app)
 app.add_typer(cli_cards.app)
 app.add_typer(cli_promote.app)
+app.add_typer(cli_cycles.app, name="cycles")
 app.add_typer(cli_endpoints.app, name="endpoint")
 app.add_typer(cli_audit.app, name="audit")
 app.add_typer(cli_pipeline.app, name="pipeline")

@@ -1,4 +1,4 @@
-"""`unirg gate`, `promote`, `rollback`, `cycles`: who is champion, by a verdict or by a person's word."""
+"""`unirg gate`, `promote`, `rollback`: who is champion, by a verdict or by a person's word."""
 
 from __future__ import annotations
 
@@ -111,7 +111,10 @@ def rollback(
     name: ModelName = NAME,
     store: Store = STORE,
 ) -> None:
-    """Make the champion before this one the champion again, and what the endpoint serves."""
+    """Make the champion before this one the champion again, and what the endpoint serves.
+
+    Again after a rollback, it finishes that one; to go further back, `unirg promote N --approve`.
+    """
     from unirg.lifecycle.promote import roll_back
     from unirg.lifecycle.registry import Registry
 
@@ -121,29 +124,8 @@ def rollback(
         raise UserError(f"model {name} has no champion yet: promote one")
     production = _production(serving, overrides, None, _studies(champion), store)
     made = roll_back(registry, production, why, who)
+    print(f"version {made.version} is champion by {made.who}'s rollback: {made.why}", file=sys.stderr)
     print(registry.version(made.version).uri)
-
-
-@app.command()
-def cycles(
-    abandon: Annotated[int | None, typer.Option(help="End this one, which cannot end by itself.")] = None,
-    why: Why = "",
-    name: ModelName = NAME,
-    store: Store = STORE,
-) -> None:
-    """The cycles of retraining, and how each ended; the next one may begin when the last one has."""
-    from unirg.lifecycle.cycle import Cycles, End
-
-    found = Cycles(store, name).all()
-    if abandon is not None:
-        chosen = next((one for one in found if one.number == abandon), None)
-        if chosen is None or chosen.ended():
-            raise UserError(f"cycle {abandon} is not under way: `unirg cycles` lists them")
-        if not why:
-            raise UserError(f"cycle {abandon} is not abandoned: say --why")
-        chosen.end(End(outcome="abandoned", why=why, cohort=chosen.begin.cohort))
-    for one in found:
-        print(one.line())
 
 
 def _side(text: str) -> Side:

@@ -59,6 +59,7 @@ Action = Literal[
     "rollback",
     "withdraw",
     "drop",
+    "abandon",
 ]
 MADE: dict[str, Action] = {
     "cohort": "stage",

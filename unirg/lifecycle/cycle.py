@@ -114,9 +114,10 @@ class Cycle:
             if holder == run:
                 storage.renew(place)
                 return
-            if self.clock() - touched < lease_s:
+            idle = self.clock() - touched
+            if idle < lease_s:
                 raise Busy(
-                    f"run {holder} is at work on cycle {self.number} (last seen {self._hours(touched)} h "
+                    f"run {holder} is at work on cycle {self.number} (last seen {idle / 3600:.1f} h "
                     f"ago): it goes on there; another run may take over after {lease_s / 3600:g} h"
                 )
             storage.put_new(self._place(number + 1), run.encode())
@@ -127,16 +128,6 @@ class Cycle:
         found = self.ended()
         assert found is not None
         return found
-
-    def line(self) -> str:
-        """Number, outcome and reason; of one under way, who works at it."""
-        if ended := self.ended():
-            return f"{self.number:>4}  {ended.outcome:<12}  {ended.why}"
-        _, run, touched = self._holder()
-        return f"{self.number:>4}  {'under way':<12}  run {run}, last seen {self._hours(touched)} h ago"
-
-    def _hours(self, touched: float) -> str:
-        return f"{(self.clock() - touched) / 3600:.1f}"
 
     def _holder(self) -> tuple[int, str, float]:
         """(how manieth, run, when it last showed itself)."""

@@ -26,6 +26,8 @@ from unirg.serving.rollout import InferenceServiceEndpoint
 
 VERDICT = "verdict"
 """Tag of a version: URI of the gate's verdict."""
+ROLLBACK = "rollback of "
+"""What the key of a champion's change begins with that a rollback made."""
 
 
 class PromoteConfig(Config):
@@ -109,6 +111,7 @@ def promote(
     tried = None
     if not any(one.key == decided.key for one in registry.history()):
         if refused := _refused(config, registry.version(version.number), decided.passed):
+            _take_back(endpoint)  # who was killed in its trial left it there
             return refused
         tried = _tried(config.trial, endpoint, production)
         if not tried.passed:
@@ -124,14 +127,20 @@ def promote(
             raise
         _take_back(endpoint)
         return Promoted("superseded" if outdated else "kept", str(error), tried)
-    record(production.store, registry, version, made)
-    if registry.history()[-1].number == made.number:  # else whoever came later has rolled out another
-        _roll_out(endpoint)
+    record(production.store, registry, made)
+    if registry.history()[-1].version != version.number:
+        _take_back(endpoint)  # who was killed after the change left it there, and another came later
+    serve_champion(registry, production)
+    if made.version != version.number:  # the same cycle with other recipes made another challenger
+        return Promoted("superseded", f"version {made.version} was promoted for {decided.key} before", tried)
     return Promoted("promoted", tried.why if tried else "promoted before", tried)
 
 
 def roll_back(registry: Registry, production: Production | None, why: str, who: str = "") -> Promotion:
     """Make the champion before this one the champion again, and what the endpoint serves.
+
+    Where the last change was a rollback it is finished and none is made: the same command again, after a kill
+    or a time-out, must not bring back the model that was rolled back.
 
     Args:
         production: None: there is no endpoint in a cluster.
@@ -142,27 +151,40 @@ def roll_back(registry: Registry, production: Production | None, why: str, who: 
     history = registry.history()
     if not history or history[-1].previous is None:
         raise UserError(f"model {registry.name} had no champion before this one: promote another")
-    now, back = history[-1], registry.version(history[-1].previous)
-    who = who or journal.named_actor()
-    made = registry.set_champion(back.number, now.version, who, why, f"rollback of {now.number}")
+    made = history[-1]
+    if not made.key.startswith(ROLLBACK):
+        key = f"{ROLLBACK}{made.number}"
+        made = registry.set_champion(
+            history[-1].previous, made.version, who or journal.named_actor(), why, key
+        )
     if production:
-        record(production.store, registry, back, made, "rollback", why)
-        _roll_out(production.endpoint(open_artifact(back.uri)))
+        if made.previous is not None:  # killed before it was rolled out, it may still be a canary
+            _take_back(production.endpoint(open_artifact(registry.version(made.previous).uri)))
+        serve_champion(registry, production)
     return made
 
 
-def record(
-    store: str,
-    registry: Registry,
-    version: Version,
-    made: Promotion,
-    action: Literal["promote", "rollback"] = "promote",
-    note: str = "",
-) -> None:
+def serve_champion(registry: Registry, production: Production) -> None:
+    """See to it that the audit has the champion's last change and that the endpoint serves the champion.
+
+    Raises:
+        UserError: the endpoint or the store is not to be had, or another model is tried there; the same
+            call goes on.
+    """
+    while True:
+        last = registry.history()[-1]
+        record(production.store, registry, last)
+        _roll_out(production.endpoint(open_artifact(registry.version(last.version).uri)))
+        if registry.history()[-1].number == last.number:  # else somebody changed it meanwhile
+            return
+
+
+def record(store: str, registry: Registry, made: Promotion) -> None:
     """See to it that the audit has a change of the champion."""
+    version, back = registry.version(made.version), made.key.startswith(ROLLBACK)
     told = {"model": version.digest, "version": str(version.number), "registry": registry.name}
     told |= {"previous": str(made.previous or ""), "change": str(made.number), "key": made.key}
-    journal.append(store, action, told, note, made.who)
+    journal.append(store, "rollback" if back else "promote", told, made.why if back else "", made.who)
 
 
 def record_decisions(store: str, registry: Registry, version: Version) -> None:
@@ -208,7 +230,7 @@ def _tried(
 def _take_back(endpoint: LocalEndpoint | InferenceServiceEndpoint) -> None:
     """Out of the canary; what was everybody's model from the first has none to return to, and stays."""
     if isinstance(endpoint, InferenceServiceEndpoint) and endpoint.role() == "canary":
-        endpoint.roll_back()
+        endpoint.roll_back(only_canary=True)  # another may make it everybody's at this moment
 
 
 def _roll_out(endpoint: LocalEndpoint | InferenceServiceEndpoint) -> None:

@@ -21,6 +21,7 @@ def record(
     artifacts: str,
     tags: Mapping[str, str] | None = None,
     before: Iterable[Artifact] = (),
+    name: str = "",
 ) -> Recorded:
     """Record a pipeline's run to its end, once for each id, and anchor the audit at it.
 
@@ -30,13 +31,14 @@ def record(
         made: what it made last; all that is behind these is recorded with them.
         artifacts: the store that they lie in.
         before: what was there when it began; that, and what is behind it, is of other runs.
+        name: for people; else the id.
 
     Raises:
         UserError: the metrics store failed; the same call goes on.
     """
     from unirg.evaluation.history import training_history
 
-    opened = store.begin(tracking_uri, run, Run(run, tags=dict(tags or {})), pipeline)
+    opened = store.begin(tracking_uri, run, Run(name or run, tags=dict(tags or {})), pipeline)
     names: dict[str, int] = {}
     old = {each.uri for each in _with_what_is_behind(artifacts, before)}
     for each in _with_what_is_behind(artifacts, made):
@@ -44,9 +46,9 @@ def record(
             continue
         stage = each.manifest.stage
         names[stage] = names.get(stage, 0) + 1
-        name = stage if names[stage] == 1 else f"{stage} {names[stage]}"
+        child = stage if names[stage] == 1 else f"{stage} {names[stage]}"
         history = training_history(each) if stage in LEARNED else ()
-        store.record_stage(opened, each, history=history, name=name)
+        store.record_stage(opened, each, history=history, name=child)
     if anchor := audit.tags(artifacts):
         store.tag(opened, anchor)
     store.end(opened)

@@ -15,9 +15,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from unirg import telemetry
+from unirg import storage, telemetry
 from unirg.artifact import Artifact, open_artifact
 from unirg.checkpoint import STAGES
+from unirg.cohort.grow import grow
 from unirg.config import Config, operational
 from unirg.errors import UserError
 from unirg.lifecycle import gate, recording
@@ -96,9 +97,11 @@ def begin(
         return cycle, found
     why = f"{taken(found)} new or corrected studies, {config.watch.minimum} are needed: nothing is trained"
     print(f"cycle {cycle.number}: {why}")
-    _close(
-        cycle, End(outcome="nothing new", why=why, cohort=cycle.begin.cohort), [found], store, tracking_uri
-    )
+    # Without what was withdrawn, so that the next cycle has a cohort once `unirg gc` removes this one. New
+    # studies that are too few stay out of it, or they would never be enough.
+    cohort = cycle.begin.cohort if taken(found) else grow(found, store).uri
+    made = [found, open_artifact(cohort, "cohort")]
+    _close(cycle, End(outcome="nothing new", why=why, cohort=cohort), made, store, tracking_uri)
     return cycle, None
 
 
@@ -186,9 +189,12 @@ def _close(cycle: Cycle, end: End, made: Sequence[Artifact], store: str, trackin
     """End a cycle, once its runs are in the metrics store and the audit's head is anchored there."""
     if tracking_uri:
         tags = {"outcome": end.outcome, "cycle": str(cycle.number), "champion": str(cycle.begin.champion)}
+        tags["cycle_uri"] = cycle.uri
+        # Another model's cycle or another store's has the same number, perhaps in the same metrics store.
+        run = f"{PIPELINE}-{storage.sha256(cycle.uri.encode())[:16]}"
         name = f"{PIPELINE}-{cycle.number}"
         before = [open_artifact(uri) for uri in (cycle.begin.checkpoint, cycle.begin.cohort)]
-        recording.record(tracking_uri, PIPELINE, name, made, store, tags, before)
+        recording.record(tracking_uri, PIPELINE, run, made, store, tags, before, name)
     return cycle.end(end)
 
 

@@ -175,8 +175,11 @@ class InferenceServiceEndpoint:
         self._put(change)
         self.tell(f"{self._name}: {self.served.model_name} is the stable model")
 
-    def roll_back(self) -> None:
+    def roll_back(self, only_canary: bool = False) -> None:
         """Take this model out: as a canary, or as the stable model, in whose place the previous one returns.
+
+        Args:
+            only_canary: a stable model stays.
 
         Raises:
             UserError: there is no model before it.
@@ -184,7 +187,7 @@ class InferenceServiceEndpoint:
 
         def change(found: Object | None) -> Object | None:
             role = self._role(found) if found else ""
-            if found is None or not role:
+            if found is None or not role or (only_canary and role != "canary"):
                 return None
             if role == "canary":
                 return isvc.changed(_without_canary(found), "rollback", self.served, None)
