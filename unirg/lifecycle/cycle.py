@@ -14,7 +14,6 @@ nothing else: every stage has one artifact, and a promotion one key.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -59,6 +58,15 @@ class Begin(BaseModel):
     """URI of the cohort with which what arrived is compared."""
 
 
+class Arrived(BaseModel):
+    """What had arrived when a cycle began."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    watch: str
+    """URI of the watch."""
+
+
 class End(BaseModel):
     """How a cycle ended."""
 
@@ -92,14 +100,13 @@ class Cycle:
 
     def watch(self) -> str:
         """URI of what had arrived; empty where nobody has looked yet."""
-        try:
-            return str(json.loads(storage.read_bytes(storage.join(self.uri, "watch.json")))["watch"])
-        except (FileNotFoundError, NotADirectoryError):
-            return ""
+        found = _read(Arrived, storage.join(self.uri, "watch.json"))
+        return found.watch if found else ""
 
     def arrived(self, watch: str) -> str:
         """Note what had arrived, unless it is noted; URI of the watch that counts."""
-        storage.put_new(storage.join(self.uri, "watch.json"), canonical_json({"watch": watch}))
+        found = Arrived(watch=watch)
+        storage.put_new(storage.join(self.uri, "watch.json"), canonical_json(found.model_dump()))
         return self.watch()
 
     def hold(self, run: str, lease_s: float) -> None:
@@ -160,11 +167,12 @@ class Cycles:
         return [one for one in found if one]
 
     def last(self) -> Cycle | None:
-        numbers = [int(name) for name in storage.listed(self._folder) if _NUMBER.fullmatch(name)]
-        number, last = max(numbers, default=0), None
+        # On file a folder is there before its cycle is, and stays without one where the writer was killed.
+        names = [name for name in storage.listed(self._folder) if _NUMBER.fullmatch(name)]
+        last = next((found for name in reversed(names) if (found := self._cycle(int(name)))), None)
         # A listing of object storage is a hint: what it does not show yet is read on from.
-        while found := self._cycle(number or 1):
-            number, last = found.number + 1, found
+        while found := self._cycle(last.number + 1 if last else 1):
+            last = found
         return last
 
     def open(self, run: str, lease_s: float, start: Callable[[Cycle | None], Begin]) -> Cycle:
