@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import socket
 import sys
 import tempfile
@@ -18,7 +17,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +25,7 @@ import yaml
 
 from tests.kubernetes import Server
 from tests.lifecycle.arrivals import Exam, Site
-from tests.serving.kserve import KServe
+from tests.serving.kserve import KServe, chats, said
 from unirg import config, journal, processes, prompts
 from unirg.cohort.grow import grow
 from unirg.cohort.reader import Cohort
@@ -112,20 +110,17 @@ class Wards:
     broken: bool = False
     """Whether every pod of the production service answers 500: it has no room for the model, say."""
     models: dict[str, Quality] = field(default_factory=dict)
-    url: str = ""
     _studies: dict[str, Study] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def answer(self, host: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+    def answer(self, host: str, _: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if self.broken and host.startswith(f"{SERVICE}-"):
             return 500, {"error": {"code": 500}}
         with self._lock:
             quality = self.models.setdefault(asked["model"], self.next)
             study = self._study(asked)
         chance = int(hashlib.sha256(study.study_id.encode()).hexdigest()[:8], 16) / 2**32
-        text = prompts.report(study) if chance < quality(study) else "Findings: A pacemaker is seen."
-        choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        return 200, {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
+        return said(prompts.report(study) if chance < quality(study) else "Findings: A pacemaker is seen.")
 
     def _study(self, asked: dict[str, Any]) -> Study:
         images = [part for part in asked["messages"][-1]["content"] if part["type"] == "image_url"]
@@ -139,38 +134,6 @@ class Wards:
                     self._studies[hashlib.sha256(image or b"").hexdigest()] = bare
         return self._studies[digest]
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        wards = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            disable_nagle_algorithm = True
-
-            def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, answer = wards.answer(self.headers["Host"], asked)
-                body = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            server.daemon_threads = True
-            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-            thread.start()
-            self.url = f"http://127.0.0.1:{server.server_address[1]}"
-            try:
-                yield
-            finally:
-                server.shutdown()
-                thread.join()
-
 
 @dataclass
 class Hospital:
@@ -179,8 +142,6 @@ class Hospital:
     folder: Path
     tracking_uri: str
     judge_url: str
-    port: int
-    """Of vLLM, whatever the service."""
 
     @property
     def store(self) -> str:
@@ -298,13 +259,17 @@ def hospital(
     """
     wards = Wards(str(folder / "store"))
     judge = [sys.executable, "-m", "unirg.metrics.offline_judge", "--port", "0"]
-    with Server().running() as server, wards.running(), processes.server(judge, "the judge") as judge_url:
+    with (
+        Server().running() as server,
+        chats(wards.answer) as url,
+        processes.server(judge, "the judge") as judge_url,
+    ):
         config_file = server.kubeconfig(folder / "kubeconfig")
         kubeconfig(config_file)
         kserve = KServe(config_file)
-        kserve.domain = f"svc.cluster.local:{wards.url.rpartition(':')[2]}"
+        kserve.domain = f"svc.cluster.local:{url.rpartition(':')[2]}"
         with kserve.at_work():
-            made = Hospital(folder, tracking_uri, judge_url, int(wards.url.rpartition(":")[2]))
+            made = Hospital(folder, tracking_uri, judge_url)
             with made.reached():
                 yield made, wards, kserve
 

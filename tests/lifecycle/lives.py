@@ -51,9 +51,7 @@ def together(hospital: Hospital, *runs: str) -> list[str]:
 
 
 def _told(hospital: Hospital) -> str:
-    return json.dumps(
-        [str(hospital.folder), hospital.tracking_uri, hospital.judge_url, hospital.port], default=str
-    )
+    return json.dumps([str(hospital.folder), hospital.tracking_uri, hospital.judge_url])
 
 
 def _arm(wanted: Callable[[str], bool], died: Path) -> None:
@@ -150,8 +148,8 @@ def main(mode: str, told: str, *arguments: str) -> None:
     import unirg.training.sft
     import unirg.training.sft_trainer  # noqa: F401
 
-    folder, tracking_uri, judge_url, port = json.loads(told)
-    hospital = Hospital(Path(folder), tracking_uri, judge_url, port)
+    folder, tracking_uri, judge_url = json.loads(told)
+    hospital = Hospital(Path(folder), tracking_uri, judge_url)
     found = _kills(hospital, *arguments) if mode == "kills" else _together(hospital, list(arguments))
     print(json.dumps(found))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,9 +35,32 @@ def make_checkpoint(store: str, seed: int = 0) -> Artifact:
         return draft.commit()
 
 
+Answer = Callable[[str, str, Object], tuple[int, Object]]
+"""(host, path, request) -> (status, answer)."""
+
+
 @contextmanager
 def vllm(*names: str) -> Iterator[str]:
     """A server with vLLM's manners: no digest in a header, 404 for a model that it does not have; its URL."""
+
+    def answer(_: str, path: str, asked: Object) -> tuple[int, Object]:
+        if path == "/v1/chat/completions" and asked["model"] in names:
+            return said("Clear lungs.")
+        return 404, {"error": {"code": 404}}
+
+    with chats(answer) as url:
+        yield url
+
+
+def said(text: str) -> tuple[int, Object]:
+    """A completion."""
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return 200, {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
+
+
+@contextmanager
+def chats(answer: Answer) -> Iterator[str]:
+    """A server on loopback that answers JSON with JSON; its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -45,11 +68,9 @@ def vllm(*names: str) -> Iterator[str]:
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            known = self.path == "/v1/chat/completions" and asked["model"] in names
-            choice = {"message": {"role": "assistant", "content": "Clear lungs."}, "finish_reason": "stop"}
-            answer: Object = {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
-            body = json.dumps(answer if known else {"error": {"code": 404}}).encode()
-            self.send_response(200 if known else 404)
+            status, found = answer(self.headers["Host"], self.path, asked)
+            body = json.dumps(found).encode()
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
