@@ -14,13 +14,14 @@ from tests.serving.kserve import KServe, make_checkpoint
 from unirg import config, journal
 from unirg.artifact import Artifact
 from unirg.lifecycle.promote import (
+    ROLLBACK,
     Decided,
     Production,
     PromoteConfig,
     Promoted,
+    finish,
     promote,
     roll_back,
-    serve_champion,
 )
 from unirg.lifecycle.registry import Registry
 from unirg.scoring.archive import ScoreConfig
@@ -42,7 +43,7 @@ class Place:
         for model in self.models:
             self.registry.register(model)
         self.registry.set_champion(1, None, "Ada", "", "first")
-        serve_champion(self.registry, self.production)
+        finish(self.registry, self.production)
 
     def endpoint(self, version: int) -> InferenceServiceEndpoint:
         made = self.production.endpoint(self.model(version))
@@ -86,12 +87,12 @@ def place(tmp_path: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_rollback_that_is_repeated_does_not_bring_back_what_was_rolled_back(place: Place) -> None:
     place.registry.set_champion(2, 1, "Ada", "", "second")
-    serve_champion(place.registry, place.production)
+    finish(place.registry, place.production)
     assert place.serves() == 2
-    first = roll_back(place.registry, None, "worse", "Ada")  # killed before the endpoint had it
-    assert (first.version, place.serves()) == (1, 2)
+    first = place.registry.set_champion(1, 2, "Ada", "worse", f"{ROLLBACK}2")
+    assert place.serves() == 2  # killed before the endpoint had it
     for _ in range(2):
-        assert roll_back(place.registry, place.production, "worse", "Ada").number == first.number
+        assert roll_back(place.registry, place.production, "worse", "Ada") == first
         assert place.serves() == 1
     assert place.changes() == [("promote", "1"), ("promote", "2"), ("rollback", "1")]
 
