@@ -13,6 +13,7 @@ def promote(
     model: str,
     cycle: str,
     verdict: str,
+    report: str,
     cohort: str,
     asking: str,
     serving: str,
@@ -29,6 +30,7 @@ def promote(
         model: the registered model's name.
         cycle: URI of the cycle.
         verdict: URI of the gate's verdict.
+        report: URI of the report. The cycle ends here, so that a run killed earlier comes back to all of it.
         cohort: URI of the cohort whose studies the canary is asked about.
         asking: shipped recipe or YAML file of `ScoreConfig`: how it is asked.
         serving: shipped recipe or YAML file of `ServeConfig`: the champion's endpoint.
@@ -52,6 +54,7 @@ def promote(
         store,
     )
     registry, judged = Registry(tracking_uri, model), artifact.open_artifact(verdict, "gate")
-    end = retrain.conclude(settings, registry, cycles.opened(cycle), judged, production, tracking_uri)
+    made = [judged, artifact.open_artifact(report, "report")]
+    end = retrain.conclude(settings, registry, cycles.opened(cycle), made, production, tracking_uri)
     print(f"{end.outcome}: {end.why}")
     return end.outcome

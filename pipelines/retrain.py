@@ -104,7 +104,7 @@ def retrain(
         given = {"overrides": COMPARED, "tracking_uri": tracking_uri, **results, **judged}
         evaluation = made(components.evaluate.evaluate, "evaluate", "evaluate", **given)
         given = {"overrides": ["focus=challenger", "title=Challenger and champion"], **results}
-        made(components.report.report, "report", "report", evaluation=evaluation, **given)
+        page = made(components.report.report, "report", "report", evaluation=evaluation, **given)
         given = {"evaluation": evaluation, "challenger": challenger, "cycle": cycle, **registry}
         verdict = made(components.gate.gate, "gate", "gate", overrides=gate_overrides, **given)
         task(
@@ -114,6 +114,7 @@ def retrain(
             overrides=promote_overrides,
             cycle=cycle,
             verdict=verdict,
+            report=page,
             cohort=grown,
             asking=f"{recipe}/score",
             serving=serving,

@@ -14,7 +14,6 @@ nothing else: every stage has one artifact, and a promotion one key.
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Callable
@@ -26,14 +25,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from unirg import storage
 from unirg.config import canonical_json
 from unirg.errors import UserError
+from unirg.lifecycle.lineage import CYCLES
 
 T = TypeVar("T", bound=BaseModel)
 
-FOLDER = "cycles"
 Outcome = Literal["nothing new", "kept", "waiting", "promoted", "rolled back", "superseded", "abandoned"]
 """nothing new: too little to train on. kept: the gate failed, or a person refused. waiting: for a person's
 approval. rolled back: the canary failed. superseded: somebody else changed the champion meanwhile.
-abandoned: a person ended it, as it could not go on."""
+abandoned: by a person, as it could not end."""
 _NUMBER = re.compile(r"[0-9]{7}")
 _RUN = re.compile(r"[\w.:-]{1,200}")
 
@@ -57,6 +56,15 @@ class Begin(BaseModel):
     """The champion's URI."""
     cohort: str
     """URI of the cohort with which what arrived is compared."""
+
+
+class Arrived(BaseModel):
+    """What had arrived when a cycle began."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    watch: str
+    """URI of the watch."""
 
 
 class End(BaseModel):
@@ -92,14 +100,13 @@ class Cycle:
 
     def watch(self) -> str:
         """URI of what had arrived; empty where nobody has looked yet."""
-        try:
-            return str(json.loads(storage.read_bytes(storage.join(self.uri, "watch.json")))["watch"])
-        except (FileNotFoundError, NotADirectoryError):
-            return ""
+        found = _read(Arrived, storage.join(self.uri, "watch.json"))
+        return found.watch if found else ""
 
     def arrived(self, watch: str) -> str:
         """Note what had arrived, unless it is noted; URI of the watch that counts."""
-        storage.put_new(storage.join(self.uri, "watch.json"), canonical_json({"watch": watch}))
+        found = Arrived(watch=watch)
+        storage.put_new(storage.join(self.uri, "watch.json"), canonical_json(found.model_dump()))
         return self.watch()
 
     def hold(self, run: str, lease_s: float) -> None:
@@ -117,8 +124,8 @@ class Cycle:
             idle = self.clock() - touched
             if idle < lease_s:
                 raise Busy(
-                    f"run {holder} is at work on cycle {self.number} (last seen {idle / 3600:.1f} h ago): it "
-                    f"goes on there; another run may take over after {lease_s / 3600:g} h"
+                    f"run {holder} is at work on cycle {self.number} (last seen {idle / 3600:.1f} h "
+                    f"ago): it goes on there; another run may take over after {lease_s / 3600:g} h"
                 )
             storage.put_new(self._place(number + 1), run.encode())
 
@@ -160,11 +167,12 @@ class Cycles:
         return [one for one in found if one]
 
     def last(self) -> Cycle | None:
-        numbers = [int(name) for name in storage.listed(self._folder) if _NUMBER.fullmatch(name)]
-        number, last = max(numbers, default=0), None
+        # On file a folder is there before its cycle is, and stays without one where the writer was killed.
+        names = [name for name in storage.listed(self._folder) if _NUMBER.fullmatch(name)]
+        last = next((found for name in reversed(names) if (found := self._cycle(int(name)))), None)
         # A listing of object storage is a hint: what it does not show yet is read on from.
-        while found := self._cycle(number or 1):
-            number, last = found.number + 1, found
+        while found := self._cycle(last.number + 1 if last else 1):
+            last = found
         return last
 
     def open(self, run: str, lease_s: float, start: Callable[[Cycle | None], Begin]) -> Cycle:
@@ -191,7 +199,7 @@ class Cycles:
 
     @property
     def _folder(self) -> str:
-        return storage.join(storage.absolute(self.store), FOLDER, self.model)
+        return storage.join(storage.absolute(self.store), CYCLES, self.model)
 
     def _uri(self, number: int) -> str:
         return storage.join(self._folder, f"{number:07d}")

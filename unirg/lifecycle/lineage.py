@@ -23,7 +23,9 @@ from unirg.cohort.withdrawal import FOLDER, Withdrawn
 from unirg.errors import UserError
 
 ROLLS = "dropped"
-NO_STAGES = {SHARDS, FOLDER, ROLLS, journal.FOLDER}
+CYCLES = "cycles"
+"""Where cycles of retraining are noted."""
+NO_STAGES = {SHARDS, FOLDER, ROLLS, journal.FOLDER, CYCLES}
 """Folders of a store that hold no artifacts."""
 ORDER = ("watch", "cohort", "base", "sft", "grpo", "serve", "score", "evaluate", "report", "gate")
 IDS = ("corpus", "study_id", "patient_id", "split")

@@ -10,6 +10,7 @@ conclude    promotion, or not; the runs in the metrics store, the audit's anchor
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
@@ -153,19 +154,23 @@ def conclude(
     config: PromoteConfig,
     registry: Registry,
     cycle: Cycle,
-    verdict: Artifact,
+    made: Sequence[Artifact],
     production: Production,
     tracking_uri: str,
 ) -> End:
     """Promote the challenger where the gate let it pass, and end the cycle; how it ended.
+
+    Args:
+        made: the gate's verdict, and whatever else the cycle made last, for the record.
 
     Raises:
         UserError: the endpoint or a store is not to be had; the same call goes on.
     """
     if ended := cycle.ended():
         return ended
-    made = open_artifact(verdict.manifest.inputs["challenger"].uri or "", STAGES)
-    version = registry.register(made)
+    verdict = made[0]
+    challenger = open_artifact(verdict.manifest.inputs["challenger"].uri or "", STAGES)
+    version = registry.register(challenger)
     told = gate.read(verdict)
     outcome: Outcome = "kept"
     why = told["sentence"]
@@ -177,10 +182,10 @@ def conclude(
     end = End(
         outcome=outcome, why=why, cohort=production.cohort.uri, version=version.number, verdict=verdict.uri
     )
-    return _close(cycle, end, [verdict], production.store, tracking_uri)
+    return _close(cycle, end, made, production.store, tracking_uri)
 
 
-def _close(cycle: Cycle, end: End, made: list[Artifact], store: str, tracking_uri: str) -> End:
+def _close(cycle: Cycle, end: End, made: Sequence[Artifact], store: str, tracking_uri: str) -> End:
     """End a cycle, once its runs are in the metrics store and the audit's head is anchored there."""
     if tracking_uri:
         tags = {"outcome": end.outcome, "cycle": str(cycle.number), "champion": str(cycle.begin.champion)}

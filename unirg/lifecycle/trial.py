@@ -16,6 +16,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from urllib.parse import urlencode, urlsplit
 
 from pydantic import Field
@@ -79,8 +80,12 @@ def trial(
     started = time.monotonic()
     allowed = math.floor(config.max_error_rate * config.requests)
     reasons: Counter[str] = Counter()
+    asked, gone = 0, False
 
-    async def all_of_them() -> int:
+    def over() -> bool:
+        return gone or sum(reasons.values()) > allowed
+
+    async def all_of_them() -> None:
         bodies = _bodies(config, asking, Cohort.open(cohort))
         client = ChatClient(
             base_url,
@@ -90,34 +95,38 @@ def trial(
             timeout_s=config.timeout_s,
             key=key_for(base_url),
         )
-        room, asked = asyncio.Semaphore(CONCURRENCY), 0
+        room = asyncio.Semaphore(CONCURRENCY)
 
         async def one(body: bytes) -> None:
+            nonlocal asked, gone
             async with room:
-                if sum(reasons.values()) > allowed:
+                if over():
                     return
+                asked += 1
                 try:
                     await client.ask(body)
                 except Answerless as error:
                     reasons[error.why] += 1
-                except EndpointGone:
-                    reasons["another model, or none, answers"] += allowed + 1
+                except EndpointGone:  # one is enough: it is not this model that answers
+                    reasons["another model, or none, answers"] += 1
+                    gone = True
 
         async with client, asyncio.TaskGroup() as group:
             for number, body in enumerate(bodies):
                 await asyncio.sleep(max(0.0, number * config.seconds / config.requests - _since(started)))
                 async with room:  # no more bodies are made than are asked
                     pass
-                if sum(reasons.values()) > allowed:
+                if over():
                     break
-                asked += 1
                 group.create_task(one(body))
-        return asked
 
-    asked = asyncio.run(all_of_them())
-    failed = min(sum(reasons.values()), asked)
+    try:
+        asyncio.run(all_of_them())
+    except ExceptionGroup as several:  # the group's word for what hinders the making of a request
+        raise several.exceptions[0] from None
+    failed = sum(reasons.values())
     told = "".join(f", {count} x {why}" for why, count in reasons.most_common(3))
-    if failed > allowed:
+    if over():
         return Trial(asked, failed, False, f"{failed} of {asked} requests failed{told}; {allowed} may")
     users = _users(endpoint, base_url, math.ceil(_since(started)) + 60)
     if users and users[1] > config.max_error_rate * users[0]:
@@ -171,9 +180,12 @@ def _sum(prometheus: str, series: str, seconds: int) -> float:
     try:
         with urllib.request.urlopen(f"{prometheus}/api/v1/query?{query}", timeout=PROMETHEUS_S) as answer:
             found = json.load(answer)["data"]["result"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        count = float(found[0]["value"][1]) if found else 0.0
+        if not math.isfinite(count):
+            raise ValueError("no number")
+    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"Prometheus at {prometheus} does not say how the canary does ({type(error).__name__}): put it "
             "right and run the same again, or leave cluster.prometheus empty"
         ) from None
-    return float(found[0]["value"][1]) if found else 0.0
+    return count
