@@ -129,6 +129,10 @@ class Cycle:
                 )
             storage.put_new(self._place(number + 1), run.encode())
 
+    def alive(self) -> None:
+        """Show that whoever holds the cycle is at work."""
+        storage.renew(self._place(self._holder()[0]))
+
     def end(self, end: End) -> End:
         """Note how the cycle ended, unless it is noted; the end that counts."""
         storage.put_new(storage.join(self.uri, "end.json"), canonical_json(end.model_dump()))

@@ -130,50 +130,51 @@ def promote(
     record(production.store, registry, made)
     if registry.history()[-1].version != version.number:
         _take_back(endpoint)  # who was killed after the change left it there, and another came later
-    serve_champion(registry, production)
+    finish(registry, production)
     if made.version != version.number:  # the same cycle with other recipes made another challenger
         return Promoted("superseded", f"version {made.version} was promoted for {decided.key} before", tried)
     return Promoted("promoted", tried.why if tried else "promoted before", tried)
 
 
-def roll_back(registry: Registry, production: Production | None, why: str, who: str = "") -> Promotion:
+def roll_back(registry: Registry, production: Production, why: str, who: str = "") -> Promotion:
     """Make the champion before this one the champion again, and what the endpoint serves.
 
     Where the last change was a rollback it is finished and none is made: the same command again, after a kill
     or a time-out, must not bring back the model that was rolled back.
 
-    Args:
-        production: None: there is no endpoint in a cluster.
-
     Raises:
-        UserError: there is no champion before this one, or somebody changes it meanwhile.
+        UserError: there is no champion before this one, somebody changes it meanwhile, or as `finish`.
     """
     history = registry.history()
     if not history or history[-1].previous is None:
         raise UserError(f"model {registry.name} had no champion before this one: promote another")
     made = history[-1]
     if not made.key.startswith(ROLLBACK):
+        # Before anything is changed: a mistake in the settings shows here, and a missing model.
+        production.endpoint(open_artifact(registry.version(history[-1].previous).uri))
+        record(production.store, registry, made)
         key = f"{ROLLBACK}{made.number}"
-        made = registry.set_champion(
-            history[-1].previous, made.version, who or journal.named_actor(), why, key
-        )
-    if production:
-        if made.previous is not None:  # killed before it was rolled out, it may still be a canary
-            _take_back(production.endpoint(open_artifact(registry.version(made.previous).uri)))
-        serve_champion(registry, production)
+        who = who or journal.named_actor()
+        made = registry.set_champion(history[-1].previous, made.version, who, why, key)
+    finish(registry, production)
     return made
 
 
-def serve_champion(registry: Registry, production: Production) -> None:
-    """See to it that the audit has the champion's last change and that the endpoint serves the champion.
+def finish(registry: Registry, production: Production) -> None:
+    """See to it that the champion is in the audit and everybody's model, whoever was killed before it was.
 
     Raises:
-        UserError: the endpoint or the store is not to be had, or another model is tried there; the same
-            call goes on.
+        UserError: there is no champion, the endpoint or the store is not to be had, or another model is tried
+            there; the same call goes on.
     """
     while True:
-        last = registry.history()[-1]
+        history = registry.history()
+        if not history:
+            raise UserError(f"model {registry.name} has no champion yet: promote one")
+        last = history[-1]
         record(production.store, registry, last)
+        if last.previous is not None and last.key.startswith(ROLLBACK):  # it may still be a canary
+            _take_back(production.endpoint(open_artifact(registry.version(last.previous).uri)))
         _roll_out(production.endpoint(open_artifact(registry.version(last.version).uri)))
         if registry.history()[-1].number == last.number:  # else somebody changed it meanwhile
             return
@@ -184,7 +185,7 @@ def record(store: str, registry: Registry, made: Promotion) -> None:
     version, back = registry.version(made.version), made.key.startswith(ROLLBACK)
     told = {"model": version.digest, "version": str(version.number), "registry": registry.name}
     told |= {"previous": str(made.previous or ""), "change": str(made.number), "key": made.key}
-    journal.append(store, "rollback" if back else "promote", told, made.why if back else "", made.who)
+    journal.append(store, "rollback" if back else "promote", told, made.why, made.who)
 
 
 def record_decisions(store: str, registry: Registry, version: Version) -> None:

@@ -48,7 +48,8 @@ class RetrainConfig(Config):
     )
     """Recipes of the training steps, in order; what a name begins with is the algorithm."""
     lease_hours: float = operational(72.0, gt=0)
-    """After how long without a sign of life another pipeline run takes a cycle over."""
+    """After how long without a sign of life another pipeline run takes a cycle over. There is one at the
+    beginning of a run, of each training step, of the gate and of the promotion: longer than a step takes."""
 
     @property
     def lease_s(self) -> float:
@@ -126,6 +127,7 @@ def challenger(
     if config.start == "base":
         policy = train("base", f"{recipe}/base", (), cohort.uri, "", store).uri
     for step in config.steps:
+        cycle.alive()
         algorithm = "sft" if step.startswith("sft") else "grpo"
         policy = train(algorithm, f"{recipe}/{step}", (), cohort.uri, policy, store, judge_url, weights).uri
     return open_artifact(policy, STAGES)
@@ -139,6 +141,7 @@ def judge(
     Raises:
         UserError: as `gate`.
     """
+    cycle.alive()
     looks = gate.earlier(store, Judged(config, evaluation).study_set, config.overlap)
     champion = Side(CHAMPION, open_artifact(cycle.begin.checkpoint, STAGES))
     verdict = gate.gate(config, evaluation, Side(CHALLENGER, made), champion, looks, store)
@@ -168,6 +171,7 @@ def conclude(
     """
     if ended := cycle.ended():
         return ended
+    cycle.alive()
     verdict = made[0]
     challenger = open_artifact(verdict.manifest.inputs["challenger"].uri or "", STAGES)
     version = registry.register(challenger)
