@@ -47,6 +47,7 @@ def watch(
         cycle, found = begin(settings, Registry(tracking_uri, model), cohort, store, run or job, tracking_uri)
     except Busy as busy:
         print(busy)
+        metrics.log_metric("busy", 1)
         return ("", "", "")
     for name, count in found.manifest.counts.items() if found else ():
         metrics.log_metric(name, count)

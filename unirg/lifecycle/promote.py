@@ -109,12 +109,12 @@ def promote(
     endpoint = production.endpoint(model)
     record_decisions(production.store, registry, registry.version(version.number))
     tried = None
-    if not any(one.key == decided.key for one in registry.history()):
+    if not _promoted(registry, decided):
         if refused := _refused(config, registry.version(version.number), decided.passed):
             _take_back(endpoint)  # who was killed in its trial left it there
             return refused
         tried = _tried(config.trial, endpoint, production)
-        if not tried.passed:
+        if not tried.passed and not _promoted(registry, decided):  # by another run, whose trial it passed
             _take_back(endpoint)
             told = {"model": version.digest, "version": str(version.number), "key": decided.key}
             journal.append(production.store, "rollback", told, "the trial failed", decided.who)
@@ -186,6 +186,10 @@ def record(store: str, registry: Registry, made: Promotion) -> None:
     told = {"model": version.digest, "version": str(version.number), "registry": registry.name}
     told |= {"previous": str(made.previous or ""), "change": str(made.number), "key": made.key}
     journal.append(store, "rollback" if back else "promote", told, made.why, made.who)
+
+
+def _promoted(registry: Registry, decided: Decided) -> bool:
+    return any(one.key == decided.key for one in registry.history())
 
 
 def record_decisions(store: str, registry: Registry, version: Version) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -112,7 +112,7 @@ class Registry:
         """The version of a checkpoint; the same one however often, and by how many, it is registered.
 
         Args:
-            tags: for people and for the gate; those of the first registration stay.
+            tags: for people and for the gate; of one name the first one stays.
             run: in the same metrics store, that MLflow's UI links to.
 
         Raises:
@@ -142,7 +142,10 @@ class Registry:
                 assert found is not None
                 if found.number != int(made.version):
                     client.delete_model_version(self.name, made.version)
-            return found
+            missing = {name: text for name, text in (tags or {}).items() if name not in found.tags}
+            for name, text in missing.items():
+                client.set_model_version_tag(self.name, str(found.number), name, text)
+            return replace(found, tags={**found.tags, **missing})
 
     def versions(self) -> list[Version]:
         """Every version, the first registered first."""

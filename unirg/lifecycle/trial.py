@@ -78,7 +78,7 @@ def trial(
         UserError: the cohort has no study of these splits, or Prometheus cannot be asked.
     """
     started = time.monotonic()
-    allowed = math.floor(config.max_error_rate * config.requests)
+    allowed = math.floor(config.max_error_rate * config.requests + 1e-9)  # 0.29 of 100 are 29
     reasons: Counter[str] = Counter()
     asked, gone = 0, False
 
@@ -161,10 +161,11 @@ def _bodies(config: TrialConfig, asking: ScoreConfig, cohort: Cohort) -> Iterato
 def _users(endpoint: Endpoint, base_url: str, seconds: int) -> tuple[float, float] | None:
     """(requests, failures) that the model's own pods had, where Prometheus counts them: vLLM's by status.
 
-    Ours are among them. 4xx are the asker's fault.
+    Ours are among them. 4xx are the asker's fault. What they counted, not its increase: a canary's pods are
+    new, and the increase of a series that begins within the time leaves its first value out.
 
     Raises:
-        UserError: it cannot be asked.
+        UserError: it cannot be asked, or knows of no request, ours included.
     """
     if not isinstance(endpoint, InferenceServiceEndpoint) or not endpoint.served.config.prometheus:
         return None
@@ -172,11 +173,16 @@ def _users(endpoint: Endpoint, base_url: str, seconds: int) -> tuple[float, floa
     host = (urlsplit(base_url).hostname or "").split(".")  # SLOT's Service, then its namespace
     pods = f'pod=~"{host[0]}-.*",namespace="{host[1] if len(host) > 1 else ""}"'
     every = _sum(prometheus, f"http_requests_total{{{pods}}}", seconds)
+    if every == 0:
+        raise UserError(
+            f"Prometheus at {prometheus} counts no request of the pods {host[0]}-*, though they were asked: "
+            "have it scrape them and run the same again, or leave cluster.prometheus empty"
+        )
     return every, _sum(prometheus, f'http_requests_total{{{pods},status=~"5.*"}}', seconds)
 
 
 def _sum(prometheus: str, series: str, seconds: int) -> float:
-    query = urlencode({"query": f"sum(increase({series}[{seconds}s]))"})
+    query = urlencode({"query": f"sum(max_over_time({series}[{seconds}s]))"})
     try:
         with urllib.request.urlopen(f"{prometheus}/api/v1/query?{query}", timeout=PROMETHEUS_S) as answer:
             found = json.load(answer)["data"]["result"]
