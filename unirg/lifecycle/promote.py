@@ -26,6 +26,8 @@ from unirg.serving.rollout import InferenceServiceEndpoint
 
 VERDICT = "verdict"
 """Tag of a version: URI of the gate's verdict."""
+ROLLBACK = "rollback of "
+"""What the key of a rollback begins with; the number of the change that it undoes follows."""
 
 
 class PromoteConfig(Config):
@@ -110,6 +112,7 @@ def promote(
     record_decisions(production.store, registry, registry.version(version.number))
     if before is None:
         if refused := _refused(config, registry.version(version.number), decided.passed):
+            _take_back(endpoint)  # what was tried before a kill, and a person has refused since
             return refused
         tried = _tried(config.trial, endpoint, production)
         if not tried.passed:
@@ -129,44 +132,65 @@ def promote(
             _take_back(endpoint)
             return Promoted("superseded" if isinstance(error, Outdated) else "kept", str(error), tried)
     record(production.store, registry, version, before)
-    if registry.history()[-1].number == before.number:  # else whoever came later has rolled out another
+    now = registry.history()[-1]
+    if now.number == before.number:
         _roll_out(endpoint)
+    elif now.version != version.number:  # whoever came later has rolled out another, and knew of no canary
+        _take_back(endpoint)
     return Promoted("promoted", tried.why if tried else "promoted before", tried)
 
 
-def roll_back(registry: Registry, production: Production | None, why: str, who: str = "") -> Promotion:
+def roll_back(registry: Registry, production: Production, why: str, who: str = "") -> Promotion:
     """Make the champion before this one the champion again, and what the endpoint serves.
 
-    Args:
-        production: None: there is no endpoint in a cluster.
+    One that was killed, or whose endpoint was not to be had, goes on when it is repeated: a champion that
+    came by a rollback and is not yet everybody's model is rolled out, and nothing else changes.
 
     Raises:
-        UserError: there is no champion before this one, or somebody changes it meanwhile.
+        UserError: there is no champion before this one, somebody changes it meanwhile, or the endpoint is not
+            to be had.
     """
     history = registry.history()
     if not history or history[-1].previous is None:
         raise UserError(f"model {registry.name} had no champion before this one: promote another")
-    now, back = history[-1], registry.version(history[-1].previous)
+    now = history[-1]
+    current, back = registry.version(now.version), registry.version(now.previous or 0)
+    # Before anything is changed: a mistake in the settings shows here.
+    leaving, returning = (production.endpoint(open_artifact(each.uri)) for each in (current, back))
+    if now.key.startswith(ROLLBACK) and not _served(leaving):
+        finish(registry, production)
+        return now
+    record(production.store, registry, current, now)
     who = who or journal.named_actor()
-    made = registry.set_champion(back.number, now.version, who, why, f"rollback of {now.number}")
-    if production:
-        record(production.store, registry, back, made, "rollback", why)
-        _roll_out(production.endpoint(open_artifact(back.uri)))
+    made = registry.set_champion(back.number, now.version, who, why, f"{ROLLBACK}{now.number}")
+    record(production.store, registry, back, made)
+    _take_back(leaving)
+    _roll_out(returning)
     return made
 
 
-def record(
-    store: str,
-    registry: Registry,
-    version: Version,
-    made: Promotion,
-    action: Literal["promote", "rollback"] = "promote",
-    note: str = "",
-) -> None:
+def finish(registry: Registry, production: Production) -> None:
+    """See to it that the champion is in the audit and everybody's model, whoever was killed before it was.
+
+    Raises:
+        UserError: there is no champion yet, or the endpoint is not to be had.
+    """
+    history = registry.history()
+    if not history:
+        raise UserError(f"model {registry.name} has no champion yet: promote one")
+    now, version = history[-1], registry.version(history[-1].version)
+    record(production.store, registry, version, now)
+    if now.previous is not None and now.key.startswith(ROLLBACK):
+        _take_back(production.endpoint(open_artifact(registry.version(now.previous).uri)))
+    _roll_out(production.endpoint(open_artifact(version.uri)))
+
+
+def record(store: str, registry: Registry, version: Version, made: Promotion) -> None:
     """See to it that the audit has a change of the champion."""
     told = {"model": version.digest, "version": str(version.number), "registry": registry.name}
     told |= {"previous": str(made.previous or ""), "change": str(made.number), "key": made.key}
-    journal.append(store, action, told, note, made.who)
+    action: Literal["promote", "rollback"] = "rollback" if made.key.startswith(ROLLBACK) else "promote"
+    journal.append(store, action, told, made.why, made.who)
 
 
 def record_decisions(store: str, registry: Registry, version: Version) -> None:
@@ -213,6 +237,11 @@ def _take_back(endpoint: LocalEndpoint | InferenceServiceEndpoint) -> None:
     """Out of the canary; what was everybody's model from the first has none to return to, and stays."""
     if isinstance(endpoint, InferenceServiceEndpoint) and endpoint.role() == "canary":
         endpoint.roll_back()
+
+
+def _served(endpoint: LocalEndpoint | InferenceServiceEndpoint) -> bool:
+    """Whether it is everybody's model; on one machine, whoever serves the champion next serves it."""
+    return isinstance(endpoint, LocalEndpoint) or endpoint.role() == "stable"
 
 
 def _roll_out(endpoint: LocalEndpoint | InferenceServiceEndpoint) -> None:
