@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,9 +53,9 @@ class World:
         assert found
         return 200, {}, found[2]
 
-    def version(self, name: str) -> Version:
+    def version(self, name: str, tags: Mapping[str, str] | None = None) -> Version:
         """The version of a checkpoint of its own."""
-        return self.registry.register(made(self.store, "sft", {"cohort": self.cohort}, name))
+        return self.registry.register(made(self.store, "sft", {"cohort": self.cohort}, name), tags)
 
     def breaks(self, version: Version) -> None:
         self.broken.add(version.digest[:12])
