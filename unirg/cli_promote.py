@@ -75,7 +75,7 @@ def promote(
 ) -> None:
     """Make a model the champion, by way of a canary: one that the gate let pass or a person approves."""
     from unirg import journal
-    from unirg.lifecycle.promote import Decided, PromoteConfig, promote
+    from unirg.lifecycle.promote import Decided, PromoteConfig, finish, promote, record_decisions
     from unirg.lifecycle.registry import Registry
 
     settings = config.load(PromoteConfig, recipe)
@@ -84,17 +84,19 @@ def promote(
     who = who or journal.named_actor()
     if approve:
         version = registry.approve(version.number, who, why)
+        record_decisions(store, registry, version)
     uri = cohort or _studies(version)
     production = _production(serving, overrides, asking, uri, store)
-    history, champion = registry.history(), registry.champion()
-    if champion and champion.number == version.number:  # perhaps killed before the endpoint had it
-        last = history[-1]
-        decided = Decided(True, last.previous, last.key, last.why, last.who)
-    else:
-        expected = champion.number if champion else None
-        key = f"{name} {version.number} over {expected or 'none'} after {len(history)}"
-        decided = Decided(_passed(version, champion), expected, key, why, who)
-    found = promote(settings, registry, version, decided, production)
+    champion = registry.champion()
+    expected = champion.number if champion else None
+    if expected == version.number:
+        finish(registry, production)  # whoever made it champion may have been killed before it was served
+        print(f"version {version.number} is champion already", file=sys.stderr)
+        print(version.uri)
+        return
+    passed = _passed(version, champion)
+    key = f"{name} {version.number} over {expected or 'none'} after {len(registry.history())}"
+    found = promote(settings, registry, version, Decided(passed, expected, key, why, who), production)
     print(f"{found.outcome}: {found.why}", file=sys.stderr)
     if found.outcome != "promoted":
         raise typer.Exit(1)
