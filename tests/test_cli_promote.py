@@ -213,7 +213,12 @@ def test_the_gate_s_verdict_is_printed_and_its_exit_code_says_it(call: Call, tmp
     assert not gate.read(artifact.open_artifact(out.strip(), "gate"))["passed"]
     assert err.startswith("new fails the gate (superiority over old: bleu2")
     evaluation = world.evaluation({"old": world.columns(old), "new": world.columns(old)}).uri
-    for challenger in ("new", "=x", sides["new"].partition("=")[2]):
-        one_line(call("gate", evaluation, "--challenger", challenger), "write NAME=CHECKPOINT, with the")
-    one_line(call("gate", sides["new"].partition("=")[2], "--challenger", sides["new"]), "evaluate")
-    one_line(call("gate", evaluation, "--challenger", "new=/nowhere"), "no artifact at /nowhere")
+    new = sides["new"].partition("=")[2]
+    for judged, challenger, said in [
+        (evaluation, "new", "'new': write NAME=CHECKPOINT, with the system's name in the evaluation"),
+        (evaluation, f"={new}", "write NAME=CHECKPOINT"),
+        (evaluation, new, "write NAME=CHECKPOINT"),
+        (evaluation, "new=/nowhere", "no artifact at /nowhere"),
+        (new, sides["new"], "evaluate"),
+    ]:
+        one_line(call("gate", judged, "--challenger", challenger, "--recipe", str(rules)), said)

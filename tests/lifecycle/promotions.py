@@ -92,7 +92,7 @@ class World:
         thing = self.kserve.get(SERVICE)
         tried = isvc.tried(thing)
         stable = str(thing["spec"]["predictor"]["annotations"][isvc.DIGEST])
-        return stable, tried and str(tried["annotations"][isvc.DIGEST])
+        return stable, str(tried["annotations"][isvc.DIGEST]) if tried else None
 
     def audit(self) -> list[tuple[str, str, str]]:
         """(action, version, who) of what was decided, in order, without the service's own changes."""

@@ -12,8 +12,9 @@ import pytest
 
 from tests import toy
 from tests.lifecycle import promotions
-from tests.lifecycle.promotions import SERVICE, SETTINGS, Killed, World
+from tests.lifecycle.promotions import SETTINGS, Killed, World
 from unirg.artifact import Artifact
+from unirg.cohort.reader import Cohort
 from unirg.errors import UserError
 from unirg.lifecycle import promote as promoting
 from unirg.lifecycle.promote import Decided, promote, record_decisions, roll_back
@@ -403,7 +404,8 @@ def test_on_one_machine_a_process_is_tried_and_none_is_left(
     def promoted(name: str) -> str:
         version = world.version(name)
         champion = world.registry.champion()
-        decided = Decided(True, champion and champion.number, name, "gate 1234", "pipeline")
+        over = champion.number if champion else None
+        decided = Decided(True, over, name, "gate 1234", "pipeline")
         return promote(SETTINGS, world.registry, version, decided, production).outcome
 
     first, second = world.version("first"), world.version("second")
@@ -420,7 +422,13 @@ def test_on_one_machine_a_process_is_tried_and_none_is_left(
 
 
 def test_no_word_of_a_report_is_in_the_audit(world: World) -> None:
-    world.promote(world.version("first"))
-    told = "".join(path.read_text() for path in Path(world.store, "audit").rglob("*.json"))
-    assert SERVICE not in told.split('"promote"')[0]
-    assert "Report " not in told
+    version = world.version("first")
+    world.breaks(version)
+    world.promote(version)
+    world.broken.clear()
+    world.promote(version)
+    told = "".join(path.read_text() for path in Path(world.store, "audit", "entries").rglob("*.json"))
+    assert '"rollback"' in told
+    assert '"promote"' in told
+    for word in ("Report ", "HTTP", *(study.study_id for study in Cohort.open(world.cohort).studies())):
+        assert f'"{word}' not in told

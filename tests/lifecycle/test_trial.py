@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -149,11 +150,16 @@ def test_requests_are_spread_over_the_time(cohort: Artifact) -> None:
     assert all(at - started >= 0.2 * number for number, at in enumerate(times))
 
 
+def _always(answer: Answer, *_: Any) -> Answer:
+    return answer
+
+
 def test_no_word_of_a_report_or_an_endpoint_is_told(cohort: Artifact) -> None:
     secret = "The heart is enlarged in s10"
     told = json.dumps({"error": {"code": secret, "message": secret}}).encode()
-    for answer in ((500, {}, told), (400, {}, told), (200, {}, told)):
-        found = tried(Stub(lambda *_, answer=answer: answer), cohort)  # type: ignore[misc]
+    answers: list[Answer] = [(500, {}, told), (400, {}, told), (200, {}, told)]
+    for answer in answers:
+        found = tried(Stub(partial(_always, answer)), cohort)
         assert not found.passed
         assert "heart" not in found.why
     assert (
