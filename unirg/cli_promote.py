@@ -46,9 +46,9 @@ def gate(
     from unirg.lifecycle.gate_data import Judged
 
     rules = config.load(gates.GateConfig, recipe, overrides or ())
+    sides = _side(challenger), _side(champion) if champion else None
     judged = artifact.open_artifact(evaluation, "evaluate")
     looks = gates.earlier(store, Judged(rules, judged).study_set, rules.overlap)
-    sides = _side(challenger), _side(champion) if champion else None
     verdict = gates.gate(rules, judged, *sides, looks, store)
     told = gates.read(verdict)
     for line in gates.sentences(told):

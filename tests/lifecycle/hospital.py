@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import socket
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ import yaml
 
 from tests.kubernetes import Server
 from tests.lifecycle.arrivals import Exam, Site
-from tests.serving.kserve import KServe, chats, said
+from tests.serving.kserve import KServe, chats, inside, said
 from unirg import config, journal, processes, prompts
 from unirg.cohort.grow import grow
 from unirg.cohort.reader import Cohort
@@ -38,7 +37,6 @@ from unirg.lifecycle.retrain import RetrainConfig
 from unirg.lifecycle.watch import watch
 from unirg.scoring.archive import ScoreConfig
 from unirg.serving import inference_service as isvc
-from unirg.serving import rollout
 from unirg.serving.endpoint import ServeConfig
 from unirg.study import Study
 from unirg.training import train
@@ -213,25 +211,6 @@ class Hospital:
         last = Cycles(self.store).last()
         return last.ended() if last else None
 
-    @contextmanager
-    def reached(self) -> Iterator[None]:
-        """This process as one inside the cluster."""
-        known = socket.getaddrinfo
-
-        def resolved(host: Any, port: Any, *more: Any, **named: Any) -> Any:
-            inside = isinstance(host, str) and host.endswith(".svc.cluster.local")
-            return known("127.0.0.1" if inside else host, port, *more, **named)
-
-        with ExitStack() as patches:
-            patches.enter_context(mock.patch.object(socket, "getaddrinfo", resolved))
-            patches.enter_context(mock.patch.object(rollout, "POLL_S", 0.02))
-            # Artifacts of this machine pass for some in object storage.
-            elsewhere = mock.patch.object(
-                rollout, "storage_uri", lambda model: f"s3://m/{model.digest}/model"
-            )
-            patches.enter_context(elsewhere)
-            yield
-
     # What there is to see
 
     def champion(self) -> int:
@@ -270,7 +249,7 @@ def hospital(
         kserve.domain = f"svc.cluster.local:{url.rpartition(':')[2]}"
         with kserve.at_work():
             made = Hospital(folder, tracking_uri, judge_url)
-            with made.reached():
+            with inside():
                 yield made, wards, kserve
 
 

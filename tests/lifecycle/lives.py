@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lifecycle.hospital import Hospital
+from tests.serving.kserve import inside
 from unirg.lifecycle.cycle import Cycles
 
 MLFLOW = ("create_run", "log_batch", "set_terminated", "create_model_version", "set_registered_model_alias")
@@ -99,7 +100,7 @@ def _life(hospital: Hospital, run: str, arm: Callable[[], None]) -> int:
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             arm()
-            with hospital.reached():
+            with inside():
                 hospital.run(run)
             code = 0
         finally:
@@ -124,7 +125,7 @@ def _kills(hospital: Hospital, which: str) -> list[str]:
 
 def _said(hospital: Hospital, run: str, lines: Any) -> None:
     os.dup2(os.open(str(hospital.folder / f"said-{run}"), os.O_WRONLY | os.O_CREAT), 1)
-    with hospital.reached():
+    with inside():
         hospital.run(run)
 
 

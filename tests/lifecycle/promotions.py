@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from tests.kubernetes import Server
 from tests.lifecycle.stores import made
 from tests.scoring.stub import Answer, Stub, completion, status
-from tests.serving.kserve import KServe
+from tests.serving.kserve import KServe, inside
 from unirg import journal
 from unirg.artifact import Artifact
 from unirg.lifecycle.promote import Decided, Production, PromoteConfig, Promoted, promote
@@ -21,7 +19,6 @@ from unirg.lifecycle.registry import Registry, Version
 from unirg.lifecycle.trial import TrialConfig
 from unirg.scoring.archive import ScoreConfig
 from unirg.serving import inference_service as isvc
-from unirg.serving import rollout
 from unirg.serving.endpoint import ServeConfig
 from unirg.serving.inference_service import InferenceServiceConfig
 
@@ -111,20 +108,11 @@ class World:
 @contextmanager
 def world(folder: Path, tracking_uri: str, cohort: Artifact) -> Iterator[tuple[World, Path]]:
     """One with its servers, and the file that leads to the cluster."""
-    known = socket.getaddrinfo
-
-    def resolved(host: Any, port: Any, *more: Any, **named: Any) -> Any:
-        inside = isinstance(host, str) and host.endswith(".svc.cluster.local")
-        return known("127.0.0.1" if inside else host, port, *more, **named)
-
     vllm = Stub()
     with (
         Server().running() as server,
         vllm.running(),
-        mock.patch.object(socket, "getaddrinfo", resolved),
-        mock.patch.object(rollout, "POLL_S", 0.02),
-        # Artifacts of this machine pass for some in object storage.
-        mock.patch.object(rollout, "storage_uri", lambda model: f"s3://m/{model.digest}/model"),
+        inside(),
     ):
         kubeconfig = server.kubeconfig(folder / "kubeconfig")
         kserve = KServe(kubeconfig)

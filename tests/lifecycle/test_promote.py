@@ -22,6 +22,7 @@ from unirg.lifecycle.registry import Registry
 from unirg.lifecycle.trial import Trial
 from unirg.serving import endpoint as endpoints
 from unirg.serving.endpoint import LocalEndpoint, ServeConfig
+from unirg.serving.rollout import CannotServe, InferenceServiceEndpoint
 
 # What the databases do is tests/lifecycle/test_registry.py's.
 pytestmark = pytest.mark.parametrize("tracking_uri", ["sqlite"], indirect=True)
@@ -112,6 +113,19 @@ def test_a_canary_that_fails_is_taken_back_and_the_champion_stays(world: World) 
     third = world.version("third")
     assert world.promote(third).outcome == "promoted"
     assert world.served() == (third.digest, None)
+
+
+def test_a_canary_that_does_not_load_is_taken_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = world.version("first"), world.version("second")
+    world.promote(first)
+
+    def failed(_: InferenceServiceEndpoint) -> str:
+        raise CannotServe("cannot serve it (ModelLoadFailed)")
+
+    monkeypatch.setattr(InferenceServiceEndpoint, "wait", failed)
+    found = world.promote(second)
+    assert (found.outcome, found.why) == ("rolled back", "cannot serve it (ModelLoadFailed)")
+    assert (world.champion(), world.served()) == (1, (first.digest, None))
 
 
 def test_a_first_model_that_fails_is_no_champion(world: World) -> None:

@@ -127,8 +127,8 @@ def test_a_decision_names_who_and_a_refusal_why(registry: Registry, checkpoints:
         registry.approve(1, " ")
     with pytest.raises(UserError, match="version 1 is not refused: say why"):
         registry.refuse(1, "Dr No", "")
-    with pytest.raises(UserError, match="at most 500"):
-        registry.approve(1, "Dr No", "x" * 501)
+    with pytest.raises(UserError, match="at most 200"):
+        registry.approve(1, "Dr No", "x" * 201)
     with pytest.raises(UserError, match="has no version 2: it has 1"):
         registry.refuse(2, "Dr No", "absent")
     with pytest.raises(UserError, match="has no version 1: it has none"):

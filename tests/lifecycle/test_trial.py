@@ -245,28 +245,32 @@ def test_what_the_users_saw_counts(cohort: Artifact) -> None:
     with prometheus(some(101.0)) as url:
         found = seen(Stub(), cohort, url)
     assert found == Trial(40, 0, False, "Prometheus counts 101 failures of 1000 requests; 10.0% may")
-    assert all(query.startswith("sum(increase(http_requests_total{pod=~") for query in asked)
+    assert all(query.startswith("sum(max_over_time(http_requests_total{pod=~") for query in asked)
 
 
 def test_the_pods_of_the_canary_are_counted_and_no_others() -> None:
     asked: list[str] = []
+    counted = [NOTHING]
 
     def answer(query: str) -> tuple[int, Any]:
         asked.append(query)
-        return NOTHING
+        return counted[-1]
 
     with prometheus(answer) as url:
         settings = InferenceServiceConfig(service="cxr", prometheus=url)
         served = Served("s3://m/serve/1", "cxr", "unirg", "name", "d" * 64, settings)
         endpoint = InferenceServiceEndpoint(served, "s3://m/sft/1")
         host = "http://cxr-green-predictor.wards.svc.cluster.local/v1"
-        assert trials._users(endpoint, host, 660) == (0.0, 0.0)
+        with pytest.raises(UserError, match=r"counts no request of the pods cxr-green-predictor-\*"):
+            trials._users(endpoint, host, 660)
+        counted.append(total(3.0))
+        assert trials._users(endpoint, host, 660) == (3.0, 3.0)
         quiet = replace(served, config=settings.model_copy(update={"prometheus": ""}))
         assert trials._users(InferenceServiceEndpoint(quiet, ""), host, 660) is None
     pods = 'pod=~"cxr-green-predictor-.*",namespace="wards"'
-    assert asked == [
-        f"sum(increase(http_requests_total{{{pods}}}[660s]))",
-        f'sum(increase(http_requests_total{{{pods},status=~"5.*"}}[660s]))',
+    assert asked[1:] == [
+        f"sum(max_over_time(http_requests_total{{{pods}}}[660s]))",
+        f'sum(max_over_time(http_requests_total{{{pods},status=~"5.*"}}[660s]))',
     ]
 
 

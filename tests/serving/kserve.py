@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +11,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from unirg import artifact
 from unirg.artifact import Artifact
 from unirg.config import Config
+from unirg.serving import rollout
 from unirg.serving.inference_service import DIGEST, SLOT
 
 Object = dict[str, Any]
@@ -88,6 +91,24 @@ def chats(answer: Answer) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def inside() -> Iterator[None]:
+    """This process as one inside the cluster, whose services are on this machine."""
+    known = socket.getaddrinfo
+
+    def resolved(host: Any, port: Any, *more: Any, **named: Any) -> Any:
+        ours = isinstance(host, str) and host.endswith(".svc.cluster.local")
+        return known("127.0.0.1" if ours else host, port, *more, **named)
+
+    with (
+        mock.patch.object(socket, "getaddrinfo", resolved),
+        mock.patch.object(rollout, "POLL_S", 0.02),
+        # Artifacts of this machine pass for some in object storage.
+        mock.patch.object(rollout, "storage_uri", lambda model: f"s3://m/{model.digest}/model"),
+    ):
+        yield
 
 
 class KServe:

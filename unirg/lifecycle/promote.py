@@ -22,7 +22,7 @@ from unirg.lifecycle.registry import Outdated, Promotion, Registry, Version
 from unirg.lifecycle.trial import Trial, TrialConfig, trial
 from unirg.scoring.archive import ScoreConfig
 from unirg.serving.endpoint import LocalEndpoint, ServeConfig, open_endpoint, serve
-from unirg.serving.rollout import InferenceServiceEndpoint
+from unirg.serving.rollout import CannotServe, InferenceServiceEndpoint
 
 VERDICT = "verdict"
 """Tag of a version: URI of the gate's verdict."""
@@ -229,7 +229,11 @@ def _tried(
         endpoint.begin()  # nobody is served yet
     elif role == "":
         endpoint.begin(config.percent)
-    return trial(config, production.asking, production.cohort, endpoint, endpoint.wait())
+    try:
+        url = endpoint.wait()
+    except CannotServe as error:
+        return Trial(0, 0, False, str(error))
+    return trial(config, production.asking, production.cohort, endpoint, url)
 
 
 def _take_back(endpoint: LocalEndpoint | InferenceServiceEndpoint) -> None:

@@ -193,14 +193,14 @@ class Registry:
             UserError: there is no such version, its last decision is `refuse`, or the store failed.
         """
         _said(who, why)
-        if version == expected:
-            raise UserError(f"version {version} is to follow itself: name the champion that it replaces")
         with opened(self.tracking_uri) as (client, _):
             promotions = self._promotions(client)
             earlier = [one for one in promotions if key and one.key == key]
             if earlier:
                 self._move_alias(client)
                 return earlier[0]
+            if version == expected:
+                raise UserError(f"version {version} is to follow itself: name the champion that it replaces")
             wanted = self._version(client, version)
             if wanted.decision and wanted.decision.decision == "refuse":
                 raise UserError(

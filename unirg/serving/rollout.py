@@ -34,6 +34,10 @@ class NotReady(InternalError):
     """A service did not become ready in time; it goes on trying."""
 
 
+class CannotServe(UserError):
+    """A model does not load, or its settings are refused: waiting does not help."""
+
+
 def name_of(uri: str) -> str:
     """The name of a service that has none of its own: the same for the same `serve` artifact."""
     return f"unirg-{sha256(uri.encode())[:16]}"
@@ -249,7 +253,8 @@ class InferenceServiceEndpoint:
         """The base URL, once the model is ready.
 
         Raises:
-            UserError: it does not load, was deleted or taken out.
+            CannotServe: it does not load.
+            UserError: it was deleted or taken out.
             NotReady: it is not ready in time.
         """
         until, told = time.monotonic() + self.served.config.ready_timeout_s, ""
@@ -263,7 +268,7 @@ class InferenceServiceEndpoint:
                 return seen.url
             pods = f"kubectl logs -n {self._cluster.namespace} -l serving.kserve.io/inferenceservice="
             if seen.failed:
-                raise UserError(
+                raise CannotServe(
                     f"{self._name} cannot serve {self.served.model_name} ({seen.told}): `{pods}"
                     f"{self.served.service} --all-containers` says more; put it right and serve it again"
                 )
