@@ -179,7 +179,7 @@ def conclude(
     outcome: Outcome = "kept"
     why = told["sentence"]
     if told["passed"] or version.decision:  # a person may approve what the gate refused
-        key = f"{registry.name} cycle {cycle.number}"
+        key = f"{registry.name} cycle {cycle.number} {_name(cycle)}"
         decided = Decided(bool(told["passed"]), cycle.begin.champion, key, f"gate {verdict.digest[:16]}")
         promoted = promote(config, registry, version, decided, production)
         outcome, why = promoted.outcome, promoted.why
@@ -194,12 +194,15 @@ def _close(cycle: Cycle, end: End, made: Sequence[Artifact], store: str, trackin
     if tracking_uri:
         tags = {"outcome": end.outcome, "cycle": str(cycle.number), "champion": str(cycle.begin.champion)}
         tags["cycle_uri"] = cycle.uri
-        # Another model's cycle or another store's has the same number, perhaps in the same metrics store.
-        run = f"{PIPELINE}-{storage.sha256(cycle.uri.encode())[:16]}"
-        name = f"{PIPELINE}-{cycle.number}"
+        run, name = f"{PIPELINE}-{_name(cycle)}", f"{PIPELINE}-{cycle.number}"
         before = [open_artifact(uri) for uri in (cycle.begin.checkpoint, cycle.begin.cohort)]
         recording.record(tracking_uri, PIPELINE, run, made, store, tags, before, name)
     return cycle.end(end)
+
+
+def _name(cycle: Cycle) -> str:
+    """What tells a cycle from another model's or store's of the same number, in one metrics store."""
+    return storage.sha256(cycle.uri.encode())[:16]
 
 
 def _cohort_of(champion: Version) -> str:
