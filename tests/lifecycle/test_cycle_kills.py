@@ -97,7 +97,8 @@ def test_a_cycle_that_is_killed_at_every_stage_ends_as_an_undisturbed_one(
     died = lives.killed(hospital, which)
     for stage in ("watch", "cohort", "weights", "sft", "serve", "score", "evaluate", "gate", "report"):
         assert any(name.startswith(f"before commit {stage} ") for name in died), died
-        assert any(name.startswith(f"after commit {stage} ") for name in died), died
+        if which == "few":  # else the life dies within the commit, and the next one finds it done
+            assert any(name.startswith(f"after commit {stage} ") for name in died), died
     for what in ("replace with a canary", "create_model_version", "replace without a canary", "end.json"):
         assert any(name.startswith("before") and what in name for name in died), died
         assert any(name.startswith("after") and what in name for name in died), died
