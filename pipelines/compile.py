@@ -7,11 +7,12 @@ from pathlib import Path
 
 from kfp import compiler
 
+from pipelines.retrain import retrain
 from pipelines.score_archive import score_archive
 from pipelines.sweep import sweep
 from pipelines.train import train
 
-PIPELINES = {"train": train, "sweep": sweep, "score_archive": score_archive}
+PIPELINES = {"train": train, "sweep": sweep, "score_archive": score_archive, "retrain": retrain}
 
 
 def compile_all(folder: Path) -> list[Path]:

@@ -198,7 +198,7 @@ def print_summary(report: Artifact, side: Path, seconds: float) -> None:
     evaluation = open_artifact(report.manifest.inputs["evaluation"].uri or "", "evaluate")
     data = aggregates.read(evaluation)
     print("\n" + "\n".join(headline(data)))
-    run = store.find(tracking_uri(side), evaluation.manifest.action_key)
+    run = store.find(tracking_uri(side), evaluation.manifest.action_key, "train")
     print(f"\nreport   {report.path('report.html')}")
     if run:
         print(f"mlflow   {run.ui_command()}\n         then open http://127.0.0.1:5000{run.page}")

@@ -3,6 +3,7 @@
 from kfp import dsl
 
 import components.archive
+import components.record
 import components.score
 import components.serve
 import components.stop
@@ -19,6 +20,7 @@ def score_archive(
     serve_overrides: list = [],  # noqa: B006
     score_recipe: str = "paper/score",
     score_overrides: list = [],  # noqa: B006
+    tracking_uri: str = "",
     traceparent: str = "",
 ) -> None:
     """Run it. The predictions' URI is the output of the task `score`: KFP lets none out of an exit handler.
@@ -33,6 +35,7 @@ def score_archive(
         serve_overrides: `key=value` settings over it, such as cluster.gpus=2.
         score_recipe: shipped recipe or YAML file of what is asked.
         score_overrides: `key=value` settings over it, such as splits=[zero_shot].
+        tracking_uri: MLflow's tracking URI; empty writes no metrics store.
         traceparent: W3C trace context that every task joins.
     """
     shared = {"store": store, "traceparent": traceparent}
@@ -53,3 +56,11 @@ def score_archive(
             **shared,
         )
         scored.set_display_name("score").set_caching_options(False)
+        recorded = components.record.record(
+            pipeline="score_archive",
+            job=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+            artifact=scored.output,
+            tracking_uri=tracking_uri,
+            **shared,
+        )
+        recorded.set_display_name("record").set_caching_options(False)

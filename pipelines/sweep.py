@@ -2,6 +2,7 @@
 
 from kfp import dsl
 
+import components.record
 import components.sweep_points
 import components.sweep_table
 import components.train
@@ -18,6 +19,7 @@ def sweep(
     overrides: list = [],  # noqa: B006 - KFP reads defaults from the signature
     grid: list = ["learning_rate=1e-5,5e-5", "batch_size=128,256,512"],  # noqa: B006
     judge_url: str = "",
+    tracking_uri: str = "",
     traceparent: str = "",
 ) -> str:
     """Run the sweep, the paper's of its SFT by default; returns the table's URI.
@@ -32,6 +34,7 @@ def sweep(
         overrides: `key=value` settings over the recipe, of every point.
         grid: the axes, each `key=value,value,...`.
         judge_url: OpenAI-compatible endpoint that counts errors, for recipes that reward them.
+        tracking_uri: MLflow's tracking URI; empty writes no metrics store.
         traceparent: W3C trace context that every task joins.
     """
     shared = {"algorithm": algorithm, "recipe": recipe, "traceparent": traceparent}
@@ -46,4 +49,14 @@ def sweep(
     table = components.sweep_table.sweep_table(
         store=store, grid=grid, checkpoints=dsl.Collected(trained.output), traceparent=traceparent
     )
-    return table.set_display_name("tabulate").set_caching_options(False).output
+    table.set_display_name("tabulate").set_caching_options(False)
+    recorded = components.record.record(
+        store=store,
+        pipeline="sweep",
+        job=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+        artifact=table.output,
+        tracking_uri=tracking_uri,
+        traceparent=traceparent,
+    )
+    recorded.set_display_name("record").set_caching_options(False)
+    return table.output

@@ -3,6 +3,7 @@
 from kfp import dsl
 
 import components.evaluate
+import components.record
 import components.report
 import components.score
 import components.serve
@@ -84,9 +85,19 @@ def train(
         components.evaluate.evaluate,
         "evaluate",
         "evaluate",
+        overrides=["experiment=train"],
         tracking_uri=tracking_uri,
         judge_url=judge_url,
         weights=weights,
         **results,
     )
-    return component(components.report.report, "report", "report", evaluation=evaluation, **results)
+    report = component(components.report.report, "report", "report", evaluation=evaluation, **results)
+    recorded = components.record.record(
+        pipeline="train",
+        job=dsl.PIPELINE_JOB_ID_PLACEHOLDER,
+        artifact=report,
+        tracking_uri=tracking_uri,
+        **shared,
+    )
+    recorded.set_display_name("record").set_caching_options(False)
+    return report

@@ -1,9 +1,12 @@
-"""What many tests share: S3 servers, real and pretended, and how Hypothesis judges."""
+"""What many tests share: S3 servers, real and pretended, a PostgreSQL, and how Hypothesis judges."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import urllib.request
@@ -16,7 +19,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests import s3_server
+from tests import postgres_server, s3_server
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("unirg", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -163,3 +166,61 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """This test's own place for copies of remote artifacts and for work in progress."""
     monkeypatch.setenv("UNIRG_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgres_server.Server]:
+    """A real PostgreSQL: the one that UNIRG_TEST_POSTGRES names, or Debian's, started here."""
+    if uri := os.environ.get("UNIRG_TEST_POSTGRES"):
+        yield postgres_server.Server(uri)
+        return
+    if reason := postgres_server.why_not():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no PostgreSQL: {reason}")
+        pytest.skip(f"no PostgreSQL: {reason}")
+    with postgres_server.running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URI of a database in which even MLflow's tables are not made yet."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/runs/mlflow.db"
+        return
+    server: postgres_server.Server = request.getfixturevalue("postgres")
+    with server.database() as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def _sqlite_tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tables") / "mlflow.db"
+    _make_tables(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def _postgres_tables(postgres: postgres_server.Server) -> Iterator[str]:
+    with postgres.database() as uri:
+        _make_tables(uri)
+        yield uri.rpartition("/")[2]
+
+
+def _make_tables(uri: str) -> None:
+    """MLflow's tables, by another process: PostgreSQL copies no database that somebody is connected to."""
+    script = "import sys; from unirg.lifecycle import store; store.find(sys.argv[1], 'none')"
+    subprocess.run([sys.executable, "-c", script, uri], check=True, cwd=Path(__file__).parent.parent)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def tracking_uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URI of an empty metrics store."""
+    if request.param == "sqlite":
+        (tmp_path / "runs").mkdir()
+        shutil.copy(request.getfixturevalue("_sqlite_tables"), tmp_path / "runs" / "mlflow.db")
+        yield f"sqlite:///{tmp_path}/runs/mlflow.db"
+        return
+    tables = request.getfixturevalue("_postgres_tables")
+    with request.getfixturevalue("postgres").database(tables) as uri:
+        yield uri

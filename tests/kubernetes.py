@@ -1,9 +1,10 @@
 """A Kubernetes API server in this process: enough of one to be launched against, and to fail on purpose.
 
 It speaks HTTP on loopback, stores objects, holds custom resources to the schemas of the projects' own
-definitions (`tests/crds.py`), refuses stale updates and serves watches, pods' logs and status subresources
-as the real one does. No controller runs: a test plays it, through the API (`tests/controller.py`), so that
-the same test may run against a real API server; faults and logs are this double's alone.
+definitions (`tests/crds.py`) and others to the models of `tests/core_kinds.py`, refuses stale updates and
+serves watches, pods' logs and status subresources as the real one does. No controller runs: a test plays it,
+through the API (`tests/controller.py`), so that the same test may run against a real API server; faults and
+logs are this double's alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import yaml
 
-from tests import crds
+from tests import core_kinds, crds
 
 Object = dict[str, Any]
 Key = tuple[str, str, str]
@@ -268,6 +269,11 @@ class Server:
             raise Refusal(422, "Invalid", f'fieldValidation: Unsupported value: "{validation}"')
         if key[0] == "pods":
             return
+        if key[0] in core_kinds.KINDS:
+            core_kinds.fill_defaults(key[0], thing)
+            if wrong := core_kinds.problems(key[0], thing, old):
+                raise Refusal(422, "Invalid", f'{key[0]} "{key[2]}" is invalid: {"; ".join(wrong)}')
+            return
         if validation != "Strict":
             crds.prune(key[0], thing)
         crds.fill_defaults(key[0], thing)
@@ -330,8 +336,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Plural, namespace, name, subresource of the path."""
         parts = [unquote(part) for part in urlsplit(self.path).path.strip("/").split("/")]
         rest = parts[parts.index("namespaces") + 1 :]
-        plural, group = rest[1], parts[1] if parts[0] == "apis" else ""
-        if plural != "pods" and not crds.known(plural, group, parts[2]):
+        plural, named = rest[1], tuple(parts[1:3]) if parts[0] == "apis" else ("", parts[1])
+        core = plural == "pods" or core_kinds.KINDS.get(plural, ())[:2] == named
+        if not core and not crds.known(plural, *named):
             raise Refusal(404, "NotFound", "the server could not find the requested resource")
         name, part = [*rest[2:4], "", ""][:2]
         return plural, rest[0], name, part

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Install the Debian packages that the tests need and pip cannot bring: an S3 server and a browser.
+# Install the Debian packages that the tests need and pip cannot bring: an S3 server, a database and a browser.
 set -euo pipefail
 
-packages=(radosgw ceph-mon ceph-osd ceph-common chromium fonts-dejavu-core)
+packages=(radosgw ceph-mon ceph-osd ceph-common postgresql chromium fonts-dejavu-core)
 
 missing=()
 if command -v dpkg-query >/dev/null; then

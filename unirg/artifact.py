@@ -34,7 +34,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from unirg import storage
+from unirg import journal, storage
 from unirg.config import Config, canonical_json, identity, resolved
 from unirg.errors import UserError
 
@@ -160,9 +160,7 @@ def open_artifact(uri: str, stage: str | tuple[str, ...] | None = None) -> Artif
     Raises:
         ArtifactError: there is none, its manifest is unreadable, or it is of another kind.
     """
-    uri = uri.rstrip("/")
-    if storage.is_local(uri):
-        uri = str(storage.local_path(uri))
+    uri = storage.absolute(uri)
     found = find(uri)
     if found is None:
         raise ArtifactError(f"no artifact at {uri}: there is no {MANIFEST} (an unfinished run leaves none)")
@@ -178,14 +176,24 @@ def find(uri: str) -> Artifact | None:
     """The artifact at a URI; None where nothing is committed."""
     try:
         data = storage.read_bytes(storage.join(uri, MANIFEST))
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         return Artifact(uri, Manifest.model_validate_json(data))
     except ValidationError:
         raise ArtifactError(f"{uri}/{MANIFEST} is not a manifest of this version: {_REBUILD}") from None
+
+
+def done(uri: str) -> Artifact | None:
+    """As `find`; its maker may have been killed before the audit had it, so that is made good."""
+    made = find(uri)
+    return made and _recorded(made, found=True)
+
+
+def _recorded(made: Artifact, found: bool = False) -> Artifact:
+    inputs = {name: reference.digest for name, reference in made.manifest.inputs.items()}
+    journal.made(made.uri, made.digest, made.manifest.action_key, inputs, found)
+    return made
 
 
 def action_key(stage: str, version: int, config: Config, inputs: Mapping[str, Artifact | str]) -> str:
@@ -197,8 +205,7 @@ def action_key(stage: str, version: int, config: Config, inputs: Mapping[str, Ar
 
 def place(store: str, stage: str, key: str) -> str:
     """The URI of the artifact with an action key, committed or not."""
-    store = str(storage.local_path(store)) if storage.is_local(store) else store
-    return storage.join(store, stage, key[:16])
+    return storage.join(storage.absolute(store), stage, key[:16])
 
 
 def _digest(value: Artifact | str) -> str:
@@ -258,7 +265,7 @@ class Draft:
             self._commit_remote(entries, manifest, text)
         else:
             self._commit_local(text)
-        self.committed = open_artifact(self.uri)
+        self.committed = _recorded(open_artifact(self.uri))
         shutil.rmtree(self.scratch, ignore_errors=True)
         return self.committed
 
@@ -291,20 +298,14 @@ def _content_digest(entries: Mapping[str, FileEntry]) -> str:
 
 
 def _reference(value: Artifact | str) -> InputRef:
-    return (
-        InputRef(digest=value.digest, uri=value.uri)
-        if isinstance(value, Artifact)
-        else InputRef(digest=value)
-    )
+    return InputRef(digest=_digest(value), uri=value.uri if isinstance(value, Artifact) else None)
 
 
 def _software() -> dict[str, str]:
     versions = {"python": sys.version.split()[0]}
     for name in SOFTWARE:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 
@@ -319,11 +320,11 @@ def draft(
     Raises:
         StorageError: the store cannot be read or written.
     """
-    store = str(storage.local_path(store)) if storage.is_local(store) else store.rstrip("/")
+    store = storage.absolute(store)
     key = action_key(stage, version, config, inputs)
     uri = place(store, stage, key)
     work = work_root(store) / f"{stage}-{key[:16]}"
-    found = find(uri)
+    found = done(uri)
     if found:
         _clear(work)
         yield Draft(uri, stage, version, key, config, inputs, work, found)
@@ -336,7 +337,7 @@ def draft(
                 f"{work.parent} cannot be made: there is a file where a folder should be"
             ) from None
     with _locked(work.with_suffix(".lock"), uri):
-        new = Draft(uri, stage, version, key, config, inputs, work, find(uri))
+        new = Draft(uri, stage, version, key, config, inputs, work, done(uri))
         if new.committed is None:
             shutil.rmtree(new.out, ignore_errors=True)
             new.out.mkdir(parents=True)

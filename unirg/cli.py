@@ -15,10 +15,17 @@ import typer
 from unirg import (
     __version__,
     artifact,
+    cli_audit,
+    cli_cards,
+    cli_cycles,
     cli_endpoints,
     cli_evaluate,
     cli_metrics,
+    cli_pipeline,
+    cli_promote,
+    cli_registry,
     cli_retention,
+    cli_watch,
     config,
     storage,
     telemetry,
@@ -48,7 +55,14 @@ app.add_typer(weights_app, name="weights")
 app.add_typer(cli_metrics.app, name="metrics")
 app.add_typer(cli_evaluate.app)
 app.add_typer(cli_retention.app)
+app.add_typer(cli_registry.app)
+app.add_typer(cli_watch.app)
+app.add_typer(cli_cards.app)
+app.add_typer(cli_promote.app)
+app.add_typer(cli_cycles.app, name="cycles")
 app.add_typer(cli_endpoints.app, name="endpoint")
+app.add_typer(cli_audit.app, name="audit")
+app.add_typer(cli_pipeline.app, name="pipeline")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`unirg withdraw`, `unirg lineage`, `unirg gc`: a patient's right to be forgotten, from the command line."""
+"""`unirg withdraw`, `unirg lineage`, `unirg gc`: which data is where, and the right to be forgotten."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ Institution = Annotated[
         "A shell keeps what is typed: better name files.",
     ),
 ]
+TrackingUri = Annotated[str, typer.Option(envvar="MLFLOW_TRACKING_URI", help="MLflow's tracking URI.")]
+ModelName = Annotated[str, typer.Option(help="The registered model's name.")]
 STORE = "runs/store"
+TRACKING = "sqlite:///runs/mlflow.db"
 
 
 @app.command()
@@ -80,14 +83,30 @@ def withdraw(
 
 @app.command()
 def lineage(
+    of: Annotated[
+        list[str] | None,
+        typer.Argument(help="An artifact's URI, `champion`, or `corpus NAME`; nothing: what is withdrawn."),
+    ] = None,
     study: Studies = None,
     patient: Patients = None,
     studies_from: StudyFile = "",
     patients_from: PatientFile = "",
     institution: Institution = "",
     store: Store = STORE,
+    tracking_uri: TrackingUri = TRACKING,
+    name: ModelName = "unirg",
 ) -> None:
-    """Which cohorts, models, predictions and evaluations withdrawn studies reach; or those named here."""
+    """What an artifact, the champion or a corpus is made of, and what was made with it.
+
+    Without one: which cohorts, models, predictions and evaluations withdrawn studies reach, or those named
+    here.
+    """
+    if of:
+        if study or patient or studies_from or patients_from:
+            raise UserError(f"{' '.join(of)}: name either this or studies and patients")
+        with telemetry.span("lineage"):
+            _trace(of, store, tracking_uri, name)
+        return
     from unirg.cohort.withdrawal import Withdrawn
     from unirg.lifecycle.lineage import lineage
 
@@ -134,6 +153,40 @@ def gc(
             "came into use again: repeat it when the work is done",
             file=sys.stderr,
         )
+
+
+def _trace(of: list[str], store: str, tracking_uri: str, name: str) -> None:
+    """Print both directions of an artifact's lineage, a line each: behind it, then made with it."""
+    from unirg.lifecycle import provenance
+    from unirg.lifecycle.registry import Registry
+
+    if of[0] == "corpus" and len(of) == 2:
+        found = provenance.descendants(store, corpus=of[1])
+    elif len(of) > 1:
+        raise UserError(f"{' '.join(of)}: name an artifact's URI, `champion`, or `corpus NAME`")
+    else:
+        uri = of[0]
+        if uri == "champion":
+            champion = Registry(tracking_uri, name).champion()
+            if champion is None:
+                raise UserError(f"model {name} has no champion yet: name an artifact's URI")
+            uri = champion.uri
+            print(f"champion  version {champion.number}  {uri}")
+        behind = provenance.ancestors(store, uri)
+        for data in behind.data:
+            how = "learned" if data.learned else "not learned"
+            for corpus, splits in data.studies.items():
+                counts = ", ".join(f"{split} {number}" for split, number in splits.items())
+                where = data.uri or f"dropped cohort {data.digest[:16]}"
+                print(f"data      {corpus}: {counts} ({how})  {where}")
+        for made in behind.artifacts:
+            print(f"behind    {made.manifest.stage:<9} {made.uri}")
+        for unknown in behind.unknown:
+            print(f"unknown: what lies behind {unknown}, which cannot be opened", file=sys.stderr)
+        found = provenance.descendants(store, uri)
+    for one in found:
+        how = ", learned" if one.learned else ""
+        print(f"made      {one.made.manifest.stage:<9} {one.made.uri}{how}")
 
 
 def _tell_unmatched(asked: Withdrawn, there: Withdrawn, institution: str) -> None:

@@ -46,7 +46,8 @@ def load(
     """Resolve a configuration: recipe file, then `a.b=c` overrides, then `fields` set by the caller.
 
     Args:
-        recipe: a path to a YAML file, or the name of a shipped recipe such as `toy/sft`; None = defaults.
+        recipe: the name of a shipped recipe such as `toy/sft`, or a path to a YAML file, with or without its
+            suffix; None = defaults.
         overrides: `dotted.key=value`, the value read as YAML (`lr=1e-4`, `rewards.bleu2=0.5`, `x=[1, 2]`).
 
     Raises:
@@ -93,6 +94,8 @@ def shipped_recipes() -> list[str]:
 
 def _read(recipe: str) -> dict[str, Any]:
     path = Path(recipe)
+    if recipe not in shipped_recipes() and Path(f"{recipe}.yaml").is_file():
+        path = Path(f"{recipe}.yaml")  # a pipeline names recipes of a folder of the user's so
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(

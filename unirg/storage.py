@@ -49,6 +49,11 @@ def local_path(uri: str) -> Path:
     return Path(uri.removeprefix("file://")).expanduser().absolute()
 
 
+def absolute(uri: str) -> str:
+    """One spelling of a URI: a local one as an absolute path, none with a slash at its end."""
+    return str(local_path(uri)) if is_local(uri) else uri.rstrip("/")
+
+
 def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *(part.strip("/") for part in parts)])
 
@@ -196,6 +201,17 @@ def renew(uri: str) -> None:
         )
 
 
+def modified(uri: str) -> float:
+    """When an object was last written or renewed, in seconds of the storage's own clock since 1970.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    with explained(uri):
+        fs, path = open_fs(uri)
+        return float(fs.modified(path).timestamp())
+
+
 def _put_new_s3(uri: str, data: bytes) -> bool:
     fs, path = open_fs(uri)
     tried = 0
@@ -249,6 +265,17 @@ def names(uri: str) -> list[str]:
             return []
         found = [str(one).removeprefix(path).lstrip("/") for one in fs.find(path)]
     return sorted(name for name in found if not name.rpartition("/")[2].startswith("."))
+
+
+def listed(uri: str) -> list[str]:
+    """Names of the files and folders right below a URI, sorted; none where there is nothing."""
+    try:
+        with explained(uri):
+            fs, path = open_fs(uri)
+            found = (str(entry).rstrip("/") for entry in fs.ls(path, detail=False))
+            return sorted({entry.rpartition("/")[2] for entry in found if entry != path.rstrip("/")})
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def remove(uri: str) -> None:

@@ -17,9 +17,9 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path / "store")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def judge_url() -> Iterator[str]:
-    """The offline judge, running."""
+    """The offline judge, running: one a module, so that no other module's tests can be its end."""
     command = [sys.executable, "-m", "unirg.metrics.offline_judge"]
     with processes.server(command, "the offline judge") as url:
         yield url

@@ -21,7 +21,7 @@ from unirg.evaluation.conditions import (
     _conditions,
     _macros,
     _ratios,
-    _stated,
+    stated,
 )
 from unirg.metrics.conditions import BLANK, condition_f1
 from unirg.metrics.findings_terms import CONDITIONS
@@ -72,12 +72,12 @@ def test_the_intervals_cover_the_truth_as_often_as_they_say() -> None:
     support, shown, above, below = (np.zeros(len(NAMES)) for _ in range(4))
     for number in range(SETS):
         people, truth, ours = archive(rng, PATIENTS)
-        side = _stated(truth, ours, HEADLINE)
+        side = stated(ours, HEADLINE), stated(truth, HEADLINE)
         found = _ratios([*_columns(side, _SINGLE), side], people, RESAMPLES, number)
         singles = list(_conditions(side, found, people).values())
         averages = [found[-1], *_macros([side], people, RESAMPLES, number)]
-        stated = [each["support"] for each in singles]
-        support += [*stated, sum(stated), sum(stated)]
+        counts = [each["support"] for each in singles]
+        support += [*counts, sum(counts), sum(counts)]
         for at, (each, value) in enumerate(zip([*singles, *averages], true, strict=True)):
             if "f1" in each:  # a rare condition may be too small to be shown
                 shown[at] += 1

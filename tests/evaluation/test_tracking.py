@@ -8,7 +8,7 @@ import pytest
 
 from tests.evaluation.worlds import FINDINGS, World
 from unirg.evaluation.evaluate import EvaluateConfig, evaluate
-from unirg.lifecycle import store
+from unirg.lifecycle import audit, store
 
 
 def test_a_system_becomes_a_run_with_its_aggregates_and_its_training(world: World, tmp_path: Path) -> None:
@@ -40,6 +40,9 @@ def test_a_system_becomes_a_run_with_its_aggregates_and_its_training(world: Worl
     parent = client.get_run(made.run_id)
     assert parent.data.tags["digest.cohort"] == cohort.digest
     assert parent.data.params["resamples"] == "100"
+    # Beside it lies the audit's head, which has the evaluation in it.
+    (anchored,) = audit.anchors(str(world.store), uri)
+    assert anchored == audit.head(str(world.store))
 
 
 def test_no_text_of_a_report_is_in_the_metrics_store(world: World, tmp_path: Path, judge_url: str) -> None:

@@ -27,10 +27,10 @@ class Made(Config):
     """As `BaseConfig` has it."""
 
 
-def study(study_id: str, split: str) -> Study:
+def study(study_id: str, split: str, corpus: str = "phantom") -> Study:
     """Study `s12` is of patient `p1`: ten studies each."""
     return Study(
-        corpus="phantom",
+        corpus=corpus,
         study_id=study_id,
         patient_id=f"p{study_id[1:-1]}",
         institution="north",
@@ -40,9 +40,9 @@ def study(study_id: str, split: str) -> Study:
     )
 
 
-def put_shard(store: str, names: Sequence[Name]) -> Shard:
+def put_shard(store: str, names: Sequence[Name], corpus: str = "phantom") -> Shard:
     buffer = io.BytesIO()
-    pq.write_table(to_table(study(*name) for name in names), buffer, row_group_size=2)
+    pq.write_table(to_table(study(*name, corpus) for name in names), buffer, row_group_size=2)
     data = buffer.getvalue()
     shard = Shard(sha256=storage.sha256(data), bytes=len(data), split=names[0][1], studies=len(names))
     storage.put_new(storage.join(store, shard.name), data)

@@ -185,7 +185,7 @@ def test_the_copies_of_this_machine_go_too(moto_s3: S3, cache: Path) -> None:
     keys = [
         entry["Key"] for entry in moto_s3.client().list_objects_v2(Bucket=store.split("/")[2])["Contents"]
     ]
-    assert sorted({key.split("/")[1] for key in keys}) == ["dropped", "withdrawn"]
+    assert sorted({key.split("/")[1] for key in keys}) == ["audit", "dropped", "withdrawn"]
 
 
 def test_a_cohort_staged_anew_under_the_same_key_is_no_rest(tmp_path: Path) -> None:

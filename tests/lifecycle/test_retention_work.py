@@ -16,7 +16,7 @@ from unirg.artifact import gc_lock
 from unirg.cohort.reader import Cohort
 from unirg.cohort.withdrawal import withdraw
 from unirg.lifecycle import retention
-from unirg.lifecycle.lineage import names
+from unirg.lifecycle.lineage import Roll, names
 from unirg.lifecycle.retention import gc
 
 
@@ -139,8 +139,8 @@ def test_what_comes_into_use_while_gc_runs_stays(tmp_path: Path, monkeypatch: py
     first, second, third = Cohort.open(dropped).index.shards
     finish = retention._Broom.finish
 
-    def meanwhile(broom: retention._Broom, key: str) -> None:
-        finish(broom, key)
+    def meanwhile(broom: retention._Broom, roll: Roll) -> None:
+        finish(broom, roll)
         (tmp_path / first.name).touch()
         cohort(store, B)
 

@@ -117,6 +117,18 @@ def test_the_training_pipeline_has_the_papers_steps_in_order(compiled: dict[str,
     assert rewarded == {"train sft", "train grpo_step1", "train grpo_step2", "evaluate"}
 
 
+def test_retraining_does_nothing_without_a_cycle_and_ends_it_last(compiled: dict[str, Path]) -> None:
+    spec = specification(compiled["retrain"])
+    found = tasks(spec)
+    (conditional,) = set(found) - {"watch"}
+    assert found[conditional]["triggerPolicy"]["condition"].endswith("!= ''")
+    inside = spec["components"][found[conditional]["componentRef"]["name"]]["dag"]["tasks"]
+    after = {name: set(task.get("dependentTasks", [])) for name, task in inside.items()}
+    assert after["promote"] == {"gate", "grow", "report"}
+    assert {"challenger", "evaluate"} <= after["gate"]
+    assert not any("promote" in before for before in after.values())
+
+
 @pytest.mark.parametrize("name", sorted(compiling.PIPELINES))
 def test_components_run_in_the_projects_image_and_install_nothing(
     compiled: dict[str, Path], name: str

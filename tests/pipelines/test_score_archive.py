@@ -108,7 +108,7 @@ def test_the_endpoint_is_stopped_after_the_tasks_that_use_it_whatever_became_of_
     assert stop["triggerPolicy"] == {"strategy": "ALL_UPSTREAM_TASKS_COMPLETED"}
     (group,) = stop["dependentTasks"]
     inside = spec["components"][found[group]["componentRef"]["name"]]["dag"]["tasks"]
-    assert inside.keys() == {"serve", "score"}
+    assert inside.keys() == {"serve", "score", "record"}
     assert "dependentTasks" not in found["archive"]  # staged before anything is served
     # It is told of the endpoint by the same inputs as `serve`, as no task's output reaches it.
     names = stop["inputs"]["parameters"].keys() - {"status"}

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from unirg import artifact
 from unirg.artifact import Artifact
 from unirg.config import Config
+from unirg.serving import rollout
 from unirg.serving.inference_service import DIGEST, SLOT
 
 Object = dict[str, Any]
@@ -35,9 +38,32 @@ def make_checkpoint(store: str, seed: int = 0) -> Artifact:
         return draft.commit()
 
 
+Answer = Callable[[str, str, Object], tuple[int, Object]]
+"""(host, path, request) -> (status, answer)."""
+
+
 @contextmanager
 def vllm(*names: str) -> Iterator[str]:
     """A server with vLLM's manners: no digest in a header, 404 for a model that it does not have; its URL."""
+
+    def answer(_: str, path: str, asked: Object) -> tuple[int, Object]:
+        if path == "/v1/chat/completions" and asked["model"] in names:
+            return said("Clear lungs.")
+        return 404, {"error": {"code": 404}}
+
+    with chats(answer) as url:
+        yield url
+
+
+def said(text: str) -> tuple[int, Object]:
+    """A completion."""
+    choice = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return 200, {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
+
+
+@contextmanager
+def chats(answer: Answer) -> Iterator[str]:
+    """A server on loopback that answers JSON with JSON; its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -45,11 +71,9 @@ def vllm(*names: str) -> Iterator[str]:
 
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            known = self.path == "/v1/chat/completions" and asked["model"] in names
-            choice = {"message": {"role": "assistant", "content": "Clear lungs."}, "finish_reason": "stop"}
-            answer: Object = {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 3}}
-            body = json.dumps(answer if known else {"error": {"code": 404}}).encode()
-            self.send_response(200 if known else 404)
+            status, found = answer(self.headers["Host"], self.path, asked)
+            body = json.dumps(found).encode()
+            self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -69,6 +93,24 @@ def vllm(*names: str) -> Iterator[str]:
             thread.join()
 
 
+@contextmanager
+def inside() -> Iterator[None]:
+    """This process as one inside the cluster, whose services are on this machine."""
+    known = socket.getaddrinfo
+
+    def resolved(host: Any, port: Any, *more: Any, **named: Any) -> Any:
+        ours = isinstance(host, str) and host.endswith(".svc.cluster.local")
+        return known("127.0.0.1" if ours else host, port, *more, **named)
+
+    with (
+        mock.patch.object(socket, "getaddrinfo", resolved),
+        mock.patch.object(rollout, "POLL_S", 0.02),
+        # Artifacts of this machine pass for some in object storage.
+        mock.patch.object(rollout, "storage_uri", lambda model: f"s3://m/{model.digest}/model"),
+    ):
+        yield
+
+
 class KServe:
     """KServe's controller in a namespace, one step at a time."""
 
@@ -81,6 +123,8 @@ class KServe:
         self.place = (GROUP, VERSION, namespace, PLURAL)
         self.url = ""
         """The gateway's address of every service; empty: one of their own."""
+        self.domain = "svc.cluster.local"
+        """Of the services inside the cluster; with a port where they are asked."""
 
     def services(self) -> list[Object]:
         return list(self.custom.list_namespaced_custom_object(*self.place)["items"])
@@ -111,7 +155,7 @@ class KServe:
                 {"type": one, "status": "True"} for one in ("IngressReady", "PredictorReady", "Ready")
             ],
             "url": self.url or f"http://{name}-{self.namespace}.example.com",
-            "address": {"url": f"http://{name}-predictor.{self.namespace}.svc.cluster.local"},
+            "address": {"url": f"http://{name}-predictor.{self.namespace}.{self.domain}"},
             "canaryStatuses": [
                 {"name": one["predictor"]["name"], "ready": True, "trafficPercent": one["trafficPercent"]}
                 for one in canaries

@@ -18,7 +18,7 @@ from tests.conftest import S3
 from tests.kubernetes import Server
 from tests.serving.kserve import KServe, make_checkpoint, vllm
 from tests.waiting import until
-from unirg import cluster, config
+from unirg import cluster, config, journal
 from unirg.artifact import Artifact, ArtifactError
 from unirg.cluster import Cluster, Unreachable
 from unirg.errors import UserError
@@ -661,3 +661,56 @@ def test_readiness_does_not_need_the_right_to_see_pods(double: Place) -> None:
     assert double.server
     double.server.fail("/pods", 403, times=1000)
     assert double.up(double.endpoint()).wait()
+
+
+# The audit
+
+
+def test_each_change_of_what_is_served_is_recorded_once_also_one_whose_maker_was_killed(
+    double: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = double.up(double.endpoint(0)), double.endpoint(1)
+
+    def recorded() -> list[tuple[str, str, str]]:
+        found = [one for one in journal.read(double.store) if one.action in ("promote", "rollback")]
+        assert [one.subjects["change"] for one in found] == [str(number + 1) for number in range(len(found))]
+        assert {one.subjects["endpoint"] for one in found} <= {second.served.uri[len(double.store) + 1 :]}
+        names = {first.model_digest: "first", second.model_digest: "second", "": ""}
+        return [(one.action, names[one.subjects["model"]], names[one.subjects["other"]]) for one in found]
+
+    second.begin(10)
+    second.begin(20)
+    assert recorded() == []
+    second.promote()
+    second.promote()
+    expected = [("promote", "second", "first")]
+    assert recorded() == expected
+    second.roll_back()
+    second.roll_back()
+    expected += [("rollback", "second", "first")]
+    assert recorded() == expected
+    second.begin(10)
+    second.roll_back()
+    expected += [("rollback", "second", "")]
+    assert recorded() == expected
+    with monkeypatch.context() as killed:
+        killed.setattr(journal, "append", _die)
+        with pytest.raises(KeyboardInterrupt):
+            second.begin()
+    assert recorded() == expected
+    second.roll_back()
+    expected += [("promote", "second", "first"), ("rollback", "second", "first")]
+    assert recorded() == expected
+    with monkeypatch.context() as killed:
+        killed.setattr(journal, "append", _die)
+        with pytest.raises(KeyboardInterrupt):
+            second.begin()
+    second.delete()
+    assert recorded() == [*expected, ("promote", "second", "first")]
+    assert double.kserve.services() == []
+
+
+def _die(store: str, action: str, subjects: dict[str, str]) -> None:
+    """Instead of writing an entry that is not there yet."""
+    if journal.Log(store).with_key(journal.key_of(action, subjects)) is None:
+        raise KeyboardInterrupt

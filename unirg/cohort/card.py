@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from unirg import storage
 from unirg.cohort import columns
 from unirg.cohort.card_page import Card, Film, Table, html, markdown
 from unirg.cohort.reader import Cohort, Index, Shard, stored_row
+from unirg.cohort.withdrawal import REXRANK
 
 HTML, MARKDOWN = "card.html", "card.md"
 SAMPLES = 12
@@ -35,6 +36,8 @@ MOST_VALUES = 1000
 """Distinct races and institutions that are counted one by one."""
 MOST_ROWS = 25
 OTHER, UNKNOWN = "other values", "not known"
+CUT = "…"
+"""Stands for the values that a long table leaves out."""
 SPLITS = ("train", "validate", "test", "zero_shot")
 TEXTS = ("findings", "impression", "indication", "comparison")
 COUNTED = (
@@ -82,15 +85,29 @@ def write_card(cohort: Cohort, target: Path, images: bool = False) -> None:
 
 def write(index: Index, store: str, target: Path, images: bool = False, digest: str = "") -> None:
     """`write_card` for a cohort that is still in the making."""
-    account = Account()
-    for shard in index.shards:
-        for batch in columns.batches(store, shard, [*COUNTED, *TEXTS, *VIEWS]):
-            account.add(batch)
-    card = _card(index, account, digest, list(_films(index, store, images)))
+    card = read(index, store, list(_films(index, store, images)), digest)
     with storage.explained(str(target)):
         target.mkdir(parents=True, exist_ok=True)
         (target / HTML).write_text(html(card), encoding="utf-8")
         (target / MARKDOWN).write_text(markdown(card), encoding="utf-8")
+
+
+def read(index: Index, store: str, films: Sequence[Film] = (), digest: str = "") -> Card:
+    """The card itself, for whoever shows its numbers in another form.
+
+    Raises:
+        ArtifactError: a shard is missing or damaged.
+    """
+    account = Account()
+    for shard in index.shards:
+        for batch in columns.batches(store, shard, [*COUNTED, *TEXTS, *VIEWS]):
+            account.add(batch)
+    return _card(index, account, digest, films)
+
+
+def source(corpus: str) -> Source:
+    """Where a corpus comes from; ReXrank's sets are of the corpora that they were taken from."""
+    return SOURCES.get(corpus.removeprefix(REXRANK), INSTITUTION)
 
 
 Tally = Counter[tuple[str, str]]
@@ -164,7 +181,7 @@ def _view(image: Mapping[str, Any]) -> str:
     return f"frontal, {image['projection'] or 'projection ' + UNKNOWN}"
 
 
-def _card(index: Index, account: Account, digest: str, films: list[Film]) -> Card:
+def _card(index: Index, account: Account, digest: str, films: Sequence[Film]) -> Card:
     corpora = sorted({corpus for corpus, _ in account.corpora})
     names = [split for split in (*SPLITS, UNKNOWN) if any(s == split for _, s in account.corpora)]
     private = any(corpus not in SOURCES for corpus in corpora)
@@ -207,7 +224,7 @@ def _card(index: Index, account: Account, digest: str, films: list[Film]) -> Car
         Table(
             "Sources",
             ("corpus", "source", "licence"),
-            [(corpus, *SOURCES.get(corpus, INSTITUTION)[:2]) for corpus in corpora],
+            [(corpus, *source(corpus)[:2]) for corpus in corpora],
         ),
     ]
     notes = []
@@ -237,7 +254,7 @@ def _split_table(title: str, first: str, tally: Tally, names: list[str], total: 
     for value in values:
         cells = [tally[value, split] for split in names]
         rows.append((value, *(f"{n:,}" for n in cells), *([f"{sum(cells):,}"] if total else [])))
-    cut = [("…", *[""] * (len(rows[0]) - 1))] if len(rows) > MOST_ROWS else []
+    cut = [(CUT, *[""] * (len(rows[0]) - 1))] if len(rows) > MOST_ROWS else []
     note = f"The first {MOST_ROWS} of {len(rows)}." if cut else ""
     return Table(title, (first, *names, *(["all"] if total else [])), rows[:MOST_ROWS] + cut, note=note)
 
@@ -338,10 +355,10 @@ def _films(index: Index, store: str, images: bool) -> Iterator[Film]:
         with columns.opened(store, shard) as file:
             for row in mine:
                 study = stored_row(file, row, ["corpus", "images"])
-                source = SOURCES.get(study["corpus"], INSTITUTION)
+                origin = SOURCES.get(study["corpus"], INSTITUTION)
                 for image in study["images"] or ():
                     # An institution may call itself what a public corpus is called: it keeps no URIs.
-                    if image["data"] and (images or (source.open and image["uri"])):
+                    if image["data"] and (images or (origin.open and image["uri"])):
                         yield Film(_view(image), _jpeg(image["data"]))
 
 

@@ -14,6 +14,8 @@ from html import escape
 
 LONGEST = 60
 """Characters of a value that are shown."""
+_MARKS = re.compile(r"([\\`*_{}\[\]()#!|~$@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
+"""What Markdown may take for markup; many renderers also make links of bare addresses."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,13 @@ class Card:
 
 def shown(text: str) -> str:
     """A value on one line, with marks that would reorder or hide what is read spelled out."""
-    line = "".join(char if char.isprintable() else f"[U+{ord(char):04X}]" for char in text)
+    line = visible(text)
     return line if len(line) <= LONGEST else line[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def visible(text: str) -> str:
+    """As `shown`, whole."""
+    return "".join(char if char.isprintable() else f"[U+{ord(char):04X}]" for char in text)
 
 
 def html(card: Card) -> str:
@@ -78,17 +85,24 @@ def html(card: Card) -> str:
 
 
 def markdown(card: Card) -> str:
-    lines = [f"# {_plain(card.title)}", "", "Research use, not for diagnosis.", ""]
-    lines += [f"- {_plain(name)}: {_plain(value)}" for name, value in card.facts]
-    lines += ["", *(f"- {_plain(note, whole=True)}" for note in card.notes)]
+    lines = [f"# {plain(card.title)}", "", "Research use, not for diagnosis.", "", *listed(card)]
     for table in card.tables:
-        lines += ["", f"## {_plain(table.title)}", ""]
-        lines.append(_row(table.head))
-        lines.append(_row(["---"] + ["---:"] * (len(table.head) - 1), plain=False))
-        lines += [_row(row) for row in table.rows]
-        if table.note:
-            lines += ["", _plain(table.note, whole=True)]
+        lines += rows(table)
     return "\n".join(lines) + "\n"
+
+
+def listed(card: Card) -> list[str]:
+    """The facts and notes of a card in Markdown, a line each."""
+    facts = [f"- {plain(name)}: {plain(value)}" for name, value in card.facts]
+    return [*facts, "", *(f"- {plain(note, whole=True)}" for note in card.notes)]
+
+
+def rows(table: Table, heading: str = "##") -> list[str]:
+    """A table in Markdown, under its title."""
+    lines = ["", f"{heading} {plain(table.title)}", "", _row(table.head)]
+    lines.append(f"| {' | '.join(['---'] + ['---:'] * (len(table.head) - 1))} |")
+    lines += [_row(row) for row in table.rows]
+    return [*lines, "", plain(table.note, whole=True)] if table.note else lines
 
 
 def _html_table(table: Table) -> str:
@@ -114,13 +128,14 @@ def _text(value: str) -> str:
     return escape(shown(value))
 
 
-def _plain(value: str, whole: bool = False) -> str:
-    marked = re.sub(r"([\\`*_{}\[\]()#!|~$])", r"\\\1", value if whole else shown(value))
+def plain(value: str, whole: bool = False) -> str:
+    """A value as Markdown that shows it as it is; cut unless it is wanted whole."""
+    marked = _MARKS.sub(r"\\\1", visible(value) if whole else shown(value))
     return escape(marked, quote=False)  # Markdown lets HTML through
 
 
-def _row(cells: Sequence[str], plain: bool = True) -> str:
-    return f"| {' | '.join(_plain(cell) if plain else cell for cell in cells)} |"
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(plain, cells))} |"
 
 
 _STYLE = """

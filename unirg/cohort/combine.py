@@ -96,7 +96,7 @@ def combine(given: Sequence[Part], store: str) -> Artifact:
     taken = sorted((_Taken(part) for part in given), key=lambda one: (one.index.corpus, one.cohort.digest))
     config = _agreed(taken, store)
     corpora = sorted({name for one in taken for name in one.index.corpus.split(JOINED)})
-    withdrawn = _withdrawn(store, corpora)
+    withdrawn = withdrawn_of(store, corpora)
     inputs: dict[str, Artifact | str] = {one.part.name: one.cohort for one in taken}
     if withdrawn:
         inputs["withdrawn"] = withdrawn.digest
@@ -125,7 +125,7 @@ def combine(given: Sequence[Part], store: str) -> Artifact:
         cards = draft.out / "logs"
         cards.mkdir()
         card.write(index, store, cards)
-        if _withdrawn(store, corpora) != withdrawn:
+        if withdrawn_of(store, corpora) != withdrawn:
             raise UserError("studies were withdrawn while cohorts were combined: stage theirs again")
         return draft.commit(index.counts())
 
@@ -262,7 +262,7 @@ _HELD = (
 )
 
 
-def _withdrawn(store: str, corpora: Iterable[str]) -> Withdrawn:
+def withdrawn_of(store: str, corpora: Iterable[str]) -> Withdrawn:
     """What is withdrawn of any of the corpora."""
     every = Withdrawn.load(store)
     found = [every.of_corpus(corpus) for corpus in corpora]

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unirg import artifact, storage
@@ -99,6 +100,32 @@ def _names(folder: str) -> set[str]:
         }
 
 
+def put_shard(store: str, table: pa.Table, split: str) -> Shard:
+    """Write studies of one split as a shard, unless it is there; of none the store gets no file.
+
+    Args:
+        table: with `unirg.study.SCHEMA`.
+    """
+    buffer = io.BytesIO()
+    # Images are compressed already, and no two are equal: a reader maps plain pages.
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=ROW_GROUP,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+    )
+    data = buffer.getvalue()
+    shard = Shard(sha256=storage.sha256(data), bytes=len(data), split=split, studies=len(table))
+    # One that an earlier cohort left gets a new age: `unirg gc` frees what is old and in no cohort.
+    uri = storage.join(store, shard.name)
+    with artifact.gc_lock(store):
+        if len(table) and not storage.put_new(uri, data):
+            storage.renew(uri)
+    return shard
+
+
 @dataclass(frozen=True)
 class ShardWriter:
     """Decodes groups of studies and puts their shards into the store; called in worker processes."""
@@ -129,26 +156,7 @@ class ShardWriter:
                     (study.study_id, duplicates.report_fingerprint(row), duplicates.image_fingerprint(pixels))
                 )
             begin(NO_ITEM)
-        buffer = io.BytesIO()
-        # Images are compressed already, and no two are equal: a reader maps plain pages.
-        pq.write_table(
-            to_table(rows),
-            buffer,
-            row_group_size=ROW_GROUP,
-            compression="none",
-            use_dictionary=False,
-            write_statistics=False,
-        )
-        data = buffer.getvalue()
-        shard = Shard(
-            sha256=storage.sha256(data), bytes=len(data), split=studies[0].split or "", studies=len(rows)
-        )
-        # One that an earlier cohort left gets a new age: `unirg gc` frees what is old and in no cohort.
-        uri = storage.join(self.store, shard.name)
-        with artifact.gc_lock(self.store):
-            if rows and not storage.put_new(uri, data):
-                storage.renew(uri)
-        return Written(shard, unreadable, prints)
+        return Written(put_shard(self.store, to_table(rows), studies[0].split or ""), unreadable, prints)
 
     def _decoded(self, study: Study, fetched: Callable[[], None]) -> tuple[Study, np.ndarray]:
         """The study with its key image decoded, and its pixels; other images keep their view alone."""

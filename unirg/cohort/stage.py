@@ -40,6 +40,10 @@ BATCH = 10_000
 """Rows of a table that are written at once."""
 
 
+class NothingLeft(UserError):
+    """Every study of a corpus was dropped."""
+
+
 class StageConfig(Config):
     """How a corpus becomes a cohort."""
 
@@ -128,14 +132,18 @@ class _Work:
 
 
 @telemetry.verb("stage")
-def stage(config: StageConfig, store: str) -> Artifact:
+def stage(config: StageConfig, store: str, corpus: Corpus | None = None) -> Artifact:
     """Stage a corpus into a cohort artifact.
 
+    Args:
+        corpus: read in place of the one that the configuration names: some studies of it alone.
+
     Raises:
-        UserError: the corpus is missing or unreadable, no study is left, `hold_out` names nobody, or studies
-            were withdrawn meanwhile.
+        NothingLeft: every study was dropped.
+        UserError: the corpus is missing or unreadable, `hold_out` names nobody, or studies were withdrawn
+            meanwhile.
     """
-    with _begun(config, store) as work:
+    with _begun(config, store, corpus or open_corpus(config)) as work:
         if work.draft.committed:
             return work.draft.committed
         _decode(work, lambda number: True)
@@ -159,7 +167,7 @@ def stage_part(config: StageConfig, store: str, part: int, parts: int) -> int:
     """
     if not 0 <= part < parts:
         raise UserError(f"part {part} of {parts}: parts are counted from 0 to {parts - 1}")
-    with _begun(config, store) as work:
+    with _begun(config, store, open_corpus(config)) as work:
         if work.draft.committed:
             return 0
         done = _decode(work, lambda number: number % parts == part)
@@ -169,8 +177,7 @@ def stage_part(config: StageConfig, store: str, part: int, parts: int) -> int:
 
 
 @contextmanager
-def _begun(config: StageConfig, store: str) -> Iterator[_Work]:
-    corpus = open_corpus(config)
+def _begun(config: StageConfig, store: str, corpus: Corpus) -> Iterator[_Work]:
     inputs = {"corpus": corpus.fingerprint()}
     withdrawn = Withdrawn.load(store).of_corpus(corpus.name)
     if withdrawn:
@@ -227,7 +234,7 @@ def _assemble(work: _Work) -> dict[str, int]:
     dropped = +dropped
     if not shards:
         reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(dropped.items()))
-        raise UserError(f"{corpus.name}: no study is left to stage ({reasons})")
+        raise NothingLeft(f"{corpus.name}: no study is left to stage ({reasons})")
     alike = prints.alike()
     index = Index(
         corpus=corpus.name,

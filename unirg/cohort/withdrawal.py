@@ -22,7 +22,7 @@ from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from unirg import storage
+from unirg import journal, storage
 from unirg.cohort.corpora import source
 from unirg.cohort.corpora.institution import PATIENT_COLUMNS, SITE_KEY_VARIABLE, STUDY_COLUMNS
 from unirg.config import canonical_json
@@ -143,8 +143,11 @@ def withdraw(
         studies=tuple(sorted(found.studies)), patients=tuple(sorted(found.patients)), reason=reason_code
     )
     data = canonical_json(entry.model_dump(mode="json"))
-    uri = storage.join(store, FOLDER, f"{storage.sha256(data)}.json")
+    name = f"{storage.sha256(data)}.json"
+    uri = storage.join(store, FOLDER, name)
     storage.put_new(uri, data)
+    counts = {"studies": str(len(found.studies)), "patients": str(len(found.patients))}
+    journal.append(store, "withdraw", {"entry": f"{FOLDER}/{name}", **counts}, reason_code)
     return uri
 
 

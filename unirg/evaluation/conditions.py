@@ -117,6 +117,25 @@ def lexicon(texts: Sequence[str]) -> Labels:
     return found
 
 
+def table(
+    scores: Scores, references: Mapping[Setting, Labels], candidates: Mapping[tuple[str, Setting], Labels]
+) -> pa.Table:
+    """What was read, for who compares systems study by study (`lifecycle.gate`).
+
+    One row per (setting, system, study): system (null: the reference), setting, corpus, study_id, and one
+    class a condition, `UNREAD` where there is no text.
+    """
+    said: list[tuple[str | None, Setting, Labels]] = [(None, *each) for each in references.items()]
+    said += [(*key, labels) for key, labels in candidates.items()]
+    ids = {name: [getattr(study, name) for study in scores.studies] for name in ("corpus", "study_id")}
+    parts = []
+    for system, setting, labels in said:
+        whose = {"system": [system] * len(labels), "setting": [setting] * len(labels)}
+        named = {name: pa.array(column, pa.string()) for name, column in (whose | ids).items()}
+        parts.append(pa.table(named | dict(zip(CONDITIONS, labels.astype(np.int8).T, strict=True))))
+    return pa.concat_tables(parts)
+
+
 def of_truth(truth: pa.Table, studies: Sequence[str]) -> Labels:
     """A phantom's ground truth as labels: positive where the study has the condition, else blank.
 
@@ -209,7 +228,7 @@ def _system(expected: Labels, said: Labels, people: Sequence[str], resamples: in
     read = (expected[:, 0] != UNREAD) & (said[:, 0] != UNREAD)
     kept = np.flatnonzero(read)
     own = [people[row] for row in kept.tolist()]
-    sides = [_stated(expected[kept], said[kept], rule) for rule in RULES]
+    sides = [(stated(said[kept], rule), stated(expected[kept], rule)) for rule in RULES]
     single = _ratios([pair for side in sides for pair in _columns(side, _SINGLE)], own, resamples, seed)
     members = list(SETS.values())
     micro = _ratios([pair for side in sides for pair in _columns(side, members)], own, resamples, seed)
@@ -247,9 +266,9 @@ Pair = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 _SINGLE = [(name,) for name in CONDITIONS]
 
 
-def _stated(expected: Labels, said: Labels, rule: Rule) -> Pair:
-    classes = (POSITIVE, UNCERTAIN) if rule == "positive" else (POSITIVE,)
-    return np.isin(said, classes), np.isin(expected, classes)
+def stated(labels: Labels, rule: Rule) -> NDArray[np.bool_]:
+    """Which conditions count as stated by a rule."""
+    return np.isin(labels, (POSITIVE, UNCERTAIN) if rule == "positive" else (POSITIVE,))
 
 
 def _columns(side: Pair, members: Sequence[Sequence[str]]) -> list[Pair]:
@@ -310,7 +329,7 @@ def _macros(pairs: Sequence[Pair], people: Sequence[str], resamples: int, seed: 
     for ours, truth in pairs:
         both = ours & truth
         for top, bottom in ((both, ours), (both, truth), (2 * both, ours.astype(int) + truth)):
-            values.append(_influences(top.astype(np.float64), bottom.astype(np.float64)))
+            values.append(influences(top.astype(np.float64), bottom.astype(np.float64)))
     found = bootstrap(np.column_stack(values), people, resamples, seed)
     numbers = [record(found, at) for at in range(len(values))]
     for each in numbers:
@@ -320,7 +339,7 @@ def _macros(pairs: Sequence[Pair], people: Sequence[str], resamples: int, seed: 
     return [dict(zip(MEASURES, numbers[at : at + size], strict=True)) for at in range(0, len(numbers), size)]
 
 
-def _influences(top: Array, bottom: Array) -> Array:
+def influences(top: Array, bottom: Array) -> Array:
     """Values of studies whose mean is the mean of the columns' ratios of sums, and that vary as it does.
 
     Args:

@@ -1,7 +1,8 @@
 """The stage `evaluate`: predictions of any number of systems -> scores per study, means with intervals.
 
-Writes `scores.parquet` (one row per system and study), `aggregates.json` (`aggregates.py` says what is in it)
-and `suites.json` (`suites.py` says how), then records the headline numbers in the metrics store.
+Writes `scores.parquet` (one row per system and study), `aggregates.json` (`aggregates.py` says what is in
+it), `suites.json` (`suites.py` says how) and `labels.parquet` (what the suite conditions read), then records
+the headline numbers in the metrics store.
 
 A system comes as an artifact of stage `score` or as a prediction file; without a cohort all are files, which
 bring their own references (`files.py`).
@@ -35,7 +36,7 @@ from unirg.metrics.judge_settings import JudgeSettings
 from unirg.metrics.temporal import Labeller
 from unirg.study import Study
 
-VERSION = 5
+VERSION = 6
 STAGE = "evaluate"
 SCORES = "scores.parquet"
 FORMS = (".csv", ".jsonl", ".json")
@@ -182,8 +183,9 @@ def evaluate(
             data |= {"judge": config.judge_model, "composite": config.composite, "notes": notes}
             data |= {"scorers": _scorers(weights), "identity": dict(engine.identity)}
             data |= {"resamples": config.resamples, "seed": config.seed}
+            labels = draft.out / suites.LABELS
             beside = suites.Sources(
-                engine, draft.scratch, predictions, checkpoints, archive, weights, judge, board
+                engine, draft.scratch, predictions, checkpoints, archive, weights, judge, board, labels
             )
             all_of_them = suites.run(scores, beside, _options(config))
             for name, content in ((aggregates.FILE, data), (suites.FILE, all_of_them)):

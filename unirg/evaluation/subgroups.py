@@ -315,7 +315,7 @@ def _in_sd(difference: float, sd: float, higher: bool) -> float | None:
     return number((difference if higher else -difference) / sd) if sd > 0 else None
 
 
-def _found(each: Record) -> bool:
+def told_worse(each: Record) -> bool:
     """Whether a gap or difference is told from chance, for the worse, and large enough to matter."""
     told = each["adjusted"] is not None and each["adjusted"] < ALPHA
     return told and each["in_sd"] is not None and each["in_sd"] <= -MIN_EFFECT
@@ -331,7 +331,7 @@ def _gap_alarms(scores: Scores, group: Record) -> Iterator[Record]:
                 (each["gap"]["in_sd"], level, metric)
                 for level, shown in found["levels"].items()
                 for metric, each in shown.get("values", {}).get(system.name, {}).items()
-                if each["gap"] and _found(each["gap"])
+                if each["gap"] and told_worse(each["gap"])
             ]
             if wide:
                 size, level, metric = min(wide)
@@ -355,7 +355,7 @@ def _regression_alarms(scores: Scores, group: Record, pairs: Sequence[tuple[str,
                 (each["in_sd"], level, metric)
                 for metric, by_attribute in found.items()
                 for level, each in by_attribute.get(attribute, {}).items()
-                if each["worse"] and _found(each)
+                if each["worse"] and told_worse(each)
             ]
             if lost:
                 size, level, metric = min(lost)

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from unirg import telemetry
 from unirg.artifact import Artifact
 from unirg.cohort.reader import Cohort
 from unirg.evaluation import absent, groups
-from unirg.evaluation.conditions import Labels, conditions, labelled, lexicon
+from unirg.evaluation.conditions import Labels, conditions, labelled, lexicon, table
 from unirg.evaluation.dynamics import dynamics
 from unirg.evaluation.errors import errors
 from unirg.evaluation.history import training_history
@@ -39,6 +40,7 @@ from unirg.metrics.temporal import Labeller
 from unirg.scoring import predictions as predicted
 
 FILE = "suites.json"
+LABELS = "labels.parquet"
 Suite = Literal[
     "reports",
     "errors",
@@ -92,6 +94,8 @@ class Sources:
     weights: Artifact | None = None
     judge: Judge | None = None
     board: Sequence[Row] = ()
+    labels: Path | None = None
+    """Where the suite conditions leaves what it read (`conditions.table`)."""
 
     @property
     def scored(self) -> dict[str, Artifact]:
@@ -196,7 +200,10 @@ class _Runner:
 
     def _conditions(self) -> Record:
         label, name = self._labeller()
-        return conditions(self.scores, *labelled(self.scores, label), name, **self._how)
+        references, candidates = labelled(self.scores, label)
+        if self.sources.labels:
+            pq.write_table(table(self.scores, references, candidates), self.sources.labels)
+        return conditions(self.scores, references, candidates, name, **self._how)
 
     def _labeller(self) -> tuple[Callable[[Sequence[str]], Labels], str]:
         """Who reads the conditions, and its name for the reader."""

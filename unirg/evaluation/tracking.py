@@ -8,7 +8,7 @@ from typing import Any
 from unirg.artifact import Artifact
 from unirg.evaluation import aggregates, suites
 from unirg.evaluation.history import training_history
-from unirg.lifecycle import store
+from unirg.lifecycle import audit, store
 from unirg.lifecycle.store import Recorded, Run
 
 
@@ -19,10 +19,10 @@ def record(
     tracking_uri: str,
     experiment: str,
 ) -> Recorded:
-    """Record an evaluation once: aggregates, configurations, digests and URIs, training histories."""
+    """Record an evaluation once: aggregates, configurations, digests, URIs, histories; the audit's head."""
     manifest = evaluation.manifest
     data, found = aggregates.read(evaluation), suites.read(evaluation)
-    tags = _tags("evaluation", evaluation)
+    tags = _tags("evaluation", evaluation) | audit.tags(evaluation.store)
     for name, used in manifest.inputs.items():
         tags |= {f"digest.{name}": used.digest} | ({f"uri.{name}": used.uri} if used.uri else {})
     if data["judge"]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unirg import storage
+from unirg import journal, storage
 from unirg.artifact import MANIFEST, Artifact, ArtifactError, InputRef, open_artifact
 from unirg.cohort import columns
 from unirg.cohort.reader import SHARDS, Cohort
@@ -23,9 +23,11 @@ from unirg.cohort.withdrawal import FOLDER, Withdrawn
 from unirg.errors import UserError
 
 ROLLS = "dropped"
-NO_STAGES = {SHARDS, FOLDER, ROLLS}
+CYCLES = "cycles"
+"""Where cycles of retraining are noted."""
+NO_STAGES = {SHARDS, FOLDER, ROLLS, journal.FOLDER, CYCLES}
 """Folders of a store that hold no artifacts."""
-ORDER = ("cohort", "base", "sft", "grpo", "serve", "score", "evaluate", "report")
+ORDER = ("watch", "cohort", "base", "sft", "grpo", "serve", "score", "evaluate", "report", "gate")
 IDS = ("corpus", "study_id", "patient_id", "split")
 _METADATA = b"unirg"
 
@@ -102,14 +104,7 @@ def rolls(store: str) -> Iterator[Roll]:
 
 def names(store: str, *folder: str) -> list[str]:
     """What lies in a folder of the store, sorted; nothing where there is no such folder."""
-    uri = storage.join(store, *folder) if folder else store
-    try:
-        with storage.explained(uri):
-            fs, path = storage.open_fs(uri)
-            found = (str(entry).rstrip("/") for entry in fs.ls(path, detail=False))
-            return sorted({entry.rpartition("/")[2] for entry in found if entry != path.rstrip("/")})
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    return storage.listed(storage.join(store, *folder) if folder else store)
 
 
 def artifacts(store: str, stage: str = "", known: Collection[str] = ()) -> list[Artifact]:
@@ -142,8 +137,9 @@ def lineage(store: str, withdrawn: Withdrawn) -> Lineage:
     """
     if not names(store):
         raise UserError(f"there is no store at {store}: check --store")
-    graph = _Graph(store, withdrawn)
-    reached = [found for made in graph.artifacts if (found := graph.reached(made)).held]
+    studies = {roll.digest: _covered(roll, withdrawn) for roll in rolls(store)}
+    graph = Graph(store, set(studies))
+    reached = [found for made in graph.artifacts if (found := _reached(graph, made, studies, withdrawn)).held]
     rank = {stage: number for number, stage in enumerate(ORDER)}
     reached.sort(key=lambda found: (rank.get(found.stage, len(ORDER)), found.stage, found.uri))
     return Lineage(tuple(reached), tuple(sorted(graph.unknown)))
@@ -171,87 +167,116 @@ def learns(made: Artifact) -> bool:
     return stage in ("sft", "grpo") or (stage == "base" and made.manifest.config.get("source") == "toy")
 
 
-_Found = tuple[frozenset[str], frozenset[str]]
-"""(learned, held) of an artifact."""
-_NOTHING: _Found = (frozenset(), frozenset())
+@dataclass(frozen=True)
+class Behind:
+    """The cohorts that an artifact's inputs lead to, by digest."""
+
+    learned: frozenset[str] = frozenset()
+    """That it, or the model behind it, was trained on."""
+    held: frozenset[str] = frozenset()
+    """All of them."""
 
 
-@dataclass
-class _Graph:
-    store: str
-    withdrawn: Withdrawn
-    artifacts: list[Artifact] = field(init=False)
-    unknown: set[str] = field(default_factory=set)
-    _cohorts: dict[str, _Found] = field(default_factory=dict)
-    """Digest of a cohort -> (withdrawn studies in its training split, all withdrawn studies in it)."""
-    _by_digest: dict[str, list[Artifact]] = field(default_factory=dict)
-    _memo: dict[str, _Found] = field(default_factory=dict)
+class Graph:
+    """The artifacts of a store by what they were made of; parents in other stores are followed, too."""
 
-    def __post_init__(self) -> None:
-        self.artifacts = artifacts(self.store)
+    def __init__(self, store: str, dropped: Collection[str]) -> None:
+        """`dropped`: digests of the cohorts that the store has rolls of."""
+        self.artifacts = artifacts(store)
+        self.unknown: set[str] = set()
+        """Inputs that could not be followed, of what was asked so far."""
+        self.cohorts: dict[str, Artifact] = {}
+        """By digest, of what was asked so far; without the dropped ones."""
+        self._dropped = dropped
+        self._by_digest: dict[str, list[Artifact]] = {}
+        self._memo: dict[str, Behind] = {}
         for made in self.artifacts:
             self._by_digest.setdefault(made.digest, []).append(made)
-        for roll in rolls(self.store):
-            self._cohorts[roll.digest] = self._counted(roll)
 
-    def reached(self, made: Artifact) -> Reached:
-        if made.manifest.stage == "cohort":
-            return Reached("cohort", made.uri, frozenset(), self._cohort(made)[1])
-        return Reached(made.manifest.stage, made.uri, *self._behind(made))
-
-    def _behind(self, made: Artifact) -> _Found:
-        if made.uri not in self._memo:
-            self._memo[made.uri] = _NOTHING  # a forged circle of manifests must end, too
-            parts = [
-                self._input(name, reference, learns(made)) for name, reference in made.manifest.inputs.items()
-            ]
-            self._memo[made.uri] = _union(parts)
+    def behind(self, made: Artifact) -> Behind:
+        """A cohort is a leaf here, also where it was combined of others."""
+        # Not by recursion: a model retrained for years has more parents than Python lets calls nest.
+        waiting, opened = [made], set[str]()
+        while waiting:
+            one = waiting[-1]
+            first = [] if one.uri in opened else [p for p in self.parents(one) if self._is_open(p)]
+            opened.add(one.uri)  # a forged circle of manifests must end, too
+            if first:
+                waiting += first
+                continue
+            waiting.pop()
+            if one.uri not in self._memo:
+                parts = [self._input(name, used, learns(one)) for name, used in one.manifest.inputs.items()]
+                learned = frozenset[str]().union(*(part.learned for part in parts))
+                self._memo[one.uri] = Behind(learned, frozenset[str]().union(*(part.held for part in parts)))
         return self._memo[made.uri]
 
-    def _input(self, name: str, reference: InputRef, learning: bool) -> _Found:
-        if reference.digest in self._cohorts:
-            return self._of_cohort(self._cohorts[reference.digest], learning)
-        found = self._by_digest.get(reference.digest) or self._elsewhere(name, reference)
-        parts = [
-            self._of_cohort(self._cohort(made), learning)
-            if made.manifest.stage == "cohort"
-            else self._behind(made)
-            for made in found
-        ]
-        return _union(parts)
+    def _is_open(self, parent: Artifact) -> bool:
+        return parent.manifest.stage != "cohort" and parent.uri not in self._memo
 
-    def _elsewhere(self, name: str, reference: InputRef) -> list[Artifact]:
-        """The artifact of another store that an input names; digests of what is no artifact name nothing."""
-        if reference.uri:
+    def parents(self, made: Artifact) -> list[Artifact]:
+        """What it was made of; of a dropped cohort there is none left."""
+        found = []
+        for name, used in made.manifest.inputs.items():
+            if used.digest not in self._dropped:
+                found += self._named(name, used)
+        return found
+
+    def _input(self, name: str, used: InputRef, learning: bool) -> Behind:
+        cohorts = {used.digest} if used.digest in self._dropped else set()
+        learned, held = set[str](), set[str]()
+        for made in [] if cohorts else self._named(name, used):
+            if made.manifest.stage == "cohort":
+                self.cohorts.setdefault(made.digest, made)
+                cohorts.add(made.digest)
+            else:
+                behind = self._memo.get(made.uri, Behind())
+                learned |= behind.learned
+                held |= behind.held
+        return Behind(frozenset(learned | cohorts if learning else learned), frozenset(held | cohorts))
+
+    def _named(self, name: str, used: InputRef) -> list[Artifact]:
+        """The artifacts that an input names; digests of what is no artifact name nothing."""
+        if found := self._by_digest.get(used.digest):
+            return found
+        if used.uri:
             try:
-                made = open_artifact(reference.uri)
+                made = open_artifact(used.uri)
             except ArtifactError:
-                self.unknown.add(reference.uri)
+                self.unknown.add(used.uri)
                 return []
-            if made.digest == reference.digest:
+            if made.digest == used.digest:
                 self._by_digest[made.digest] = [made]
                 return [made]
-        if reference.uri or name == "model":
-            self.unknown.add(reference.uri or f"model {reference.digest[:16]}")
+        if used.uri or name == "model":
+            self.unknown.add(used.uri or f"model {used.digest[:16]}")
         return []
 
-    def _cohort(self, made: Artifact) -> _Found:
-        if made.digest not in self._cohorts:
-            self._cohorts[made.digest] = self._counted(Roll.of(made))
-        return self._cohorts[made.digest]
 
-    def _counted(self, roll: Roll) -> _Found:
-        rows = roll.covered(self.withdrawn).to_pylist()
-        named = [(f"{row['corpus']}/{row['study_id']}", row["split"]) for row in rows]
-        trained = frozenset(name for name, split in named if split == "train")
-        return trained, frozenset(name for name, _ in named)
-
-    @staticmethod
-    def _of_cohort(cohort: _Found, learning: bool) -> _Found:
-        trained, held = cohort
-        return (trained if learning else frozenset()), held
+_Studies = tuple[frozenset[str], frozenset[str]]
+"""Withdrawn studies of a cohort: (in its training split, in any)."""
 
 
-def _union(parts: Iterable[_Found]) -> _Found:
-    learned, held = zip(*parts, strict=True) if (parts := list(parts)) else ((), ())
-    return frozenset().union(*learned), frozenset().union(*held)
+def _reached(graph: Graph, made: Artifact, studies: dict[str, _Studies], withdrawn: Withdrawn) -> Reached:
+    """`studies`: of the cohorts, by digest; those met for the first time are added."""
+    nobody = frozenset[str]()
+    if made.manifest.stage == "cohort":
+        return Reached("cohort", made.uri, nobody, _of(made, studies, withdrawn)[1])
+    behind = graph.behind(made)
+    for digest in behind.held - studies.keys():
+        _of(graph.cohorts[digest], studies, withdrawn)
+    learned = nobody.union(*(studies[digest][0] for digest in behind.learned))
+    held = nobody.union(*(studies[digest][1] for digest in behind.held))
+    return Reached(made.manifest.stage, made.uri, learned, held)
+
+
+def _of(cohort: Artifact, studies: dict[str, _Studies], withdrawn: Withdrawn) -> _Studies:
+    if cohort.digest not in studies:
+        studies[cohort.digest] = _covered(Roll.of(cohort), withdrawn)
+    return studies[cohort.digest]
+
+
+def _covered(roll: Roll, withdrawn: Withdrawn) -> _Studies:
+    rows = roll.covered(withdrawn).to_pylist()
+    named = [(f"{row['corpus']}/{row['study_id']}", row["split"]) for row in rows]
+    return frozenset(name for name, split in named if split == "train"), frozenset(name for name, _ in named)

@@ -30,7 +30,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from unirg import storage
+from unirg import journal, storage
 from unirg.artifact import MANIFEST, Artifact, cache_root, gc_lock, work_root
 from unirg.cohort.reader import SHARDS, Cohort
 from unirg.cohort.withdrawal import Withdrawn
@@ -40,11 +40,11 @@ from unirg.lifecycle.lineage import Roll, artifacts, names, rolls
 GRACE_S = 24 * 3600.0
 COHORT = "cohort"
 WORK = ".work"
-"""Folder of a store with the notes of unfinished cohorts and the checkpoints of unfinished trainings."""
+"""Folder of a store with notes of unfinished watches and cohorts, and checkpoints of unfinished trainings."""
 _SHARD = re.compile(r"([0-9a-f]{64})\.parquet")
 _ASIDE = re.compile(r"\.[0-9a-f]{64}\.parquet\.[0-9a-f]{32}")
 """What `storage.put_new` writes before it links: left behind by a killed process."""
-_WORK = re.compile(r"(cohort|sft|grpo)-([0-9a-f]{16})")
+_WORK = re.compile(r"(watch|cohort|sft|grpo)-([0-9a-f]{16})")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 Tell = Callable[[str], None]
@@ -89,7 +89,7 @@ def gc(
     """
     if not names(store):
         raise UserError(f"there is no store at {store}: check --store")
-    store = str(storage.local_path(store)) if storage.is_local(store) else store.rstrip("/")
+    store = storage.absolute(store)
     with ExitStack() as locks:
         # In this order: what is committed meanwhile was in progress, and its shards are young or not seen.
         found = list(_files(store))
@@ -109,8 +109,8 @@ def gc(
             broom.remove_work(work)
         for cohort, roll in dropped:
             broom.drop(cohort, roll, len(roll.covered(withdrawn)))
-        for key in {roll.key for roll in earlier} | {roll.key for _, roll in dropped}:
-            broom.finish(key)
+        for roll in {roll.key: roll for roll in (*earlier, *(roll for _, roll in dropped))}.values():
+            broom.finish(roll)
         for file in found:
             digest = _SHARD.fullmatch(file.name)
             is_tainted = digest is not None and digest[1] in tainted
@@ -151,14 +151,15 @@ class _Broom:
             roll.put(self.store)
             _remove(storage.join(cohort.uri, MANIFEST))
 
-    def finish(self, key: str) -> None:
-        """Remove the files of a cohort whose manifest is gone; one that was staged anew since stays."""
-        uri = storage.join(self.store, COHORT, key)
+    def finish(self, roll: Roll) -> None:
+        """Record a cohort whose manifest is gone, and remove its files; one staged anew since stays."""
+        uri = storage.join(self.store, COHORT, roll.key)
         fs, path = storage.open_fs(uri)
         with storage.explained(uri):
             if self.dry_run or fs.exists(f"{path}/{MANIFEST}"):
                 return
             rest = fs.find(path) if fs.exists(path) else []
+        journal.append(self.store, "drop", {"artifact": f"{COHORT}/{roll.key}", "digest": roll.digest})
         for name in rest:
             _remove(storage.join(uri, str(name).removeprefix(path)))
         if storage.is_local(uri):

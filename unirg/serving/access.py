@@ -12,21 +12,21 @@ VARIABLE = "UNIRG_ENDPOINT_TOKEN"
 """Holds the token, for a server that somebody else asks; one that scoring starts for itself wants none."""
 
 
-def read_token(file: str = "") -> str:
-    """The token of a file, else of the environment; empty: nobody is asked for one.
+def read_token(file: str = "", variable: str = VARIABLE) -> str:
+    """The token of a file, else of a variable of the environment; empty: nobody is asked for one.
 
     Raises:
         UserError: the file cannot be read, or what should be a token is none.
     """
-    if not file and VARIABLE not in os.environ:
+    if not file and variable not in os.environ:
         return ""
     try:
-        token = Path(file).read_text().strip() if file else os.environ[VARIABLE].strip()
+        token = Path(file).read_text().strip() if file else os.environ[variable].strip()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the token file {file} ({type(error).__name__})") from None
     # An empty one would let everybody in, and a header cannot carry the others.
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise UserError(f"{file or VARIABLE} holds no token: write printable ASCII without spaces in it")
+        raise UserError(f"{file or variable} holds no token: write printable ASCII without spaces in it")
     return token
 
 

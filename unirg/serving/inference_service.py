@@ -43,6 +43,8 @@ SLOT = "unirg.io/slot"
 """Annotation of a predictor and its pods: the slot that it lies in."""
 PREVIOUS = "unirg.io/previous"
 """Annotation of a service: the predictor that was stable before, as JSON."""
+CHANGE = "unirg.io/change"
+"""Annotation of a service: what was last promoted or taken back in it, as JSON: for the audit."""
 SLOTS = ("blue", "green")
 MOUNT = "/mnt/models"
 """Where KServe's storage initializer puts what `storageUri` names."""
@@ -322,4 +324,25 @@ def _failure(model: Object) -> str:
 def previous(thing: Object) -> Object | None:
     """The predictor that was stable before."""
     found = annotation(thing, PREVIOUS)
+    return dict(json.loads(found)) if found else None
+
+
+def changed(thing: Object, action: str, served: Served, other: Object | None) -> Object:
+    """A service that knows what is done to it, the how manieth of its changes: so that whoever looks at it
+    next can record it, if who did it was killed before.
+
+    Args:
+        other: the predictor that was stable before, or is again; None: the stable one stays.
+    """
+    told = {"number": (last_change(thing) or {"number": 0})["number"] + 1, "action": action}
+    told |= {"endpoint": served.uri, "model": served.model_digest}
+    told["other"] = ((other or {}).get("annotations") or {}).get(DIGEST, "")
+    kept = thing["metadata"].get("annotations") or {}
+    noted = {"annotations": kept | {CHANGE: json.dumps(told, sort_keys=True)}}
+    return thing | {"metadata": thing["metadata"] | noted}
+
+
+def last_change(thing: Object) -> Object | None:
+    """What `changed` noted last."""
+    found = annotation(thing, CHANGE)
     return dict(json.loads(found)) if found else None

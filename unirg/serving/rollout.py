@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from unirg import artifact, checkpoint, cluster
+from unirg import artifact, checkpoint, cluster, journal
 from unirg.artifact import Artifact, ArtifactError
 from unirg.cluster import Cluster, ClusterError, Conflict
 from unirg.errors import UserError
-from unirg.objects import OURS, POD, Object
+from unirg.objects import OURS, POD, Object, uid
 from unirg.serving import inference_service as isvc
 from unirg.serving.inference_service import INFERENCE_SERVICE, PREVIOUS, SLOTS, Served, artifact_of
 from unirg.storage import sha256
@@ -32,6 +32,10 @@ POLL_S = 5.0
 
 class NotReady(InternalError):
     """A service did not become ready in time; it goes on trying."""
+
+
+class CannotServe(UserError):
+    """A model does not load, or its settings are refused: waiting does not help."""
 
 
 def name_of(uri: str) -> str:
@@ -127,7 +131,8 @@ class InferenceServiceEndpoint:
             return isvc.with_stable(found, wanted)
         self._no_other_canary(found)
         self.tell(f"{self._name}: {self.served.model_name} takes the place of {self._holds(found)}")
-        return _remembering(isvc.with_stable(found, wanted), stable)
+        wanted = _remembering(isvc.with_stable(found, wanted), stable)
+        return isvc.changed(wanted, "promote", self.served, stable)
 
     def _with_canary(self, found: Object | None, percent: int) -> Object:
         if found is None:
@@ -143,6 +148,15 @@ class InferenceServiceEndpoint:
         self.tell(f"{self._name}: {self.served.model_name} is tried with {percent}% of the requests")
         entry = isvc.canary(self._predictor(free), percent)
         return found | {"spec": found["spec"] | {"canary": [entry]}}
+
+    def role(self) -> Role | None:
+        """What this model is in the service; empty: nothing; None: there is no service.
+
+        Raises:
+            UserError: the service is not ours.
+        """
+        found = self._find()
+        return None if found is None else self._role(found)
 
     def promote(self) -> None:
         """Make the canary the stable model. Its pods go on as they are.
@@ -160,13 +174,16 @@ class InferenceServiceEndpoint:
             stable, canary = found["spec"]["predictor"], isvc.tried(found)
             assert canary is not None
             wanted = isvc.with_stable(_without_canary(found), self._predictor(canary["name"]))
-            return _remembering(wanted, stable)
+            return isvc.changed(_remembering(wanted, stable), "promote", self.served, stable)
 
         self._put(change)
         self.tell(f"{self._name}: {self.served.model_name} is the stable model")
 
-    def roll_back(self) -> None:
+    def roll_back(self, only_canary: bool = False) -> None:
         """Take this model out: as a canary, or as the stable model, in whose place the previous one returns.
+
+        Args:
+            only_canary: a stable model stays.
 
         Raises:
             UserError: there is no model before it.
@@ -174,17 +191,18 @@ class InferenceServiceEndpoint:
 
         def change(found: Object | None) -> Object | None:
             role = self._role(found) if found else ""
-            if found is None or not role:
+            if found is None or not role or (only_canary and role != "canary"):
                 return None
             if role == "canary":
-                return _without_canary(found)
+                return isvc.changed(_without_canary(found), "rollback", self.served, None)
             self._no_other_canary(found)
             before = isvc.previous(found)
             if before is None:
                 raise UserError(f"{self._name} had no model before this one: delete the endpoint instead")
             # In the slot of the one that fails, so that its pods are replaced one by one.
             returning = isvc.moved(before, self.served.service, found["spec"]["predictor"]["name"])
-            return _remembering(isvc.with_stable(found, returning), None)
+            wanted = _remembering(isvc.with_stable(found, returning), None)
+            return isvc.changed(wanted, "rollback", self.served, before)
 
         self._put(change)
         self.tell(f"{self._name}: {self.served.model_name} is taken back")
@@ -196,6 +214,7 @@ class InferenceServiceEndpoint:
             UserError: the service is not ours, or tries another model.
         """
         while found := self._find():
+            self._record(found)
             role = self._role(found)
             if not role:
                 self.tell(f"{self._name} serves {self._holds(found)}, not this model: left as it is")
@@ -234,7 +253,8 @@ class InferenceServiceEndpoint:
         """The base URL, once the model is ready.
 
         Raises:
-            UserError: it does not load, was deleted or taken out.
+            CannotServe: it does not load.
+            UserError: it was deleted or taken out.
             NotReady: it is not ready in time.
         """
         until, told = time.monotonic() + self.served.config.ready_timeout_s, ""
@@ -248,7 +268,7 @@ class InferenceServiceEndpoint:
                 return seen.url
             pods = f"kubectl logs -n {self._cluster.namespace} -l serving.kserve.io/inferenceservice="
             if seen.failed:
-                raise UserError(
+                raise CannotServe(
                     f"{self._name} cannot serve {self.served.model_name} ({seen.told}): `{pods}"
                     f"{self.served.service} --all-containers` says more; put it right and serve it again"
                 )
@@ -325,13 +345,29 @@ class InferenceServiceEndpoint:
         """Put what `change` makes of the service; None leaves it. Decided anew where it has changed."""
         while True:
             found = self._find()
+            if found:
+                self._record(found)  # before the note of another change takes its place
             wanted = change(found)
             if wanted is None:
                 return found or {}
             with suppress(Conflict):
                 if found is None:
                     return self._cluster.create(INFERENCE_SERVICE, wanted)
-                return self._cluster.replace(INFERENCE_SERVICE, wanted)
+                made = self._cluster.replace(INFERENCE_SERVICE, wanted)
+                self._record(made)
+                return made
+
+    def _record(self, found: Object) -> None:
+        """See to it that the audit has the service's last change, whoever made it and was killed since."""
+        change = isvc.last_change(found)
+        store = self.served.uri.rsplit("/", 2)[0]
+        # What another store's endpoint did is for that store to tell; and nobody's note says where we write.
+        if change is None or not change["endpoint"].startswith(f"{store}/"):
+            return
+        subjects = {"endpoint": change["endpoint"].removeprefix(f"{store}/"), "model": change["model"]}
+        subjects |= {"other": change["other"], "service": f"{self._cluster.namespace}/{self.served.service}"}
+        subjects |= {"uid": uid(found), "change": str(change["number"])}
+        journal.append(store, change["action"], subjects)
 
 
 def _without_canary(thing: Object) -> Object:

@@ -88,7 +88,7 @@ def _launched(
 
     key = artifact.action_key(stage, version, settings, inputs)
     uri = artifact.place(store, stage, key)
-    if found := artifact.find(uri):
+    if found := artifact.done(uri):
         return found
     command = [sys.executable, "-m", "unirg.training", stage, "--store", uri.rsplit("/", 2)[0]]
     command += [f"--{name}={value}" for name, value in options.items() if value]

@@ -61,7 +61,7 @@ class WeightsConfig(Config):
     """`toy`; `hub`: the public ones, as `unirg weights fetch` gets them; or a folder, a prefix of object
     storage or an artifact that holds scorers' directories already."""
     scorers: tuple[str, ...] = TOYS
-    """Those that are collected; all toys are always trained."""
+    """Those that are collected, none where it is empty; all toys are always trained."""
     toy: ToyScorers = ToyScorers()
     """Unused with any other source."""
     seed: int = 0
@@ -98,7 +98,7 @@ def _collected(config: WeightsConfig) -> dict[str, Path]:
     """The directory of each scorer, fetched from the hub where it is not there yet."""
     from unirg.metrics.weights_fetch import fetch, known
 
-    names = known(config.scorers)
+    names = known(config.scorers) if config.scorers else ()
     if config.source == "hub":
         root = public.default_root()
         for name in names:

@@ -172,8 +172,11 @@ class Institution(source.ImageFiles):
             return path in named or (joined and dicom.is_candidate(path))
 
         files = source.listing(self._folder, is_wanted, self._label)
-        digest = source.fingerprint(self._folder, files, self._label)
-        return hmac.new(self._site_key, f"{self.name}\0{digest}".encode(), "sha256").hexdigest()
+        return self.keyed(source.fingerprint(self._folder, files, self._label))
+
+    def keyed(self, text: str) -> str:
+        """Digest (hex) of what may name a patient: without the site key nobody can try names on it."""
+        return hmac.new(self._site_key, f"{self.name}\0{text}".encode(), "sha256").hexdigest()
 
     def records(self) -> Iterator[Study | Dropped]:
         """Every row in the table's order; one that breaks a rule is dropped with the name of its field.

@@ -34,6 +34,8 @@ MAX_HEADER = 4 * 2**20
 
 EXTENSIONS = re.compile(r"(?i)dcm|dicom|dic|ima|img|[0-9]+")
 """Of files that may be DICOM, besides none at all; digits are the end of a UID."""
+NOT_FOUND = "no DICOM image found for it"
+"""Why a row is dropped whose files are not there, or not yet."""
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 _PATIENT_NAMES = ("PatientName", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName")
 _NUMBERS = ("PatientID", "OtherPatientIDs", "AccessionNumber", "AdmissionID", "PatientTelephoneNumbers")
@@ -125,7 +127,7 @@ def merged(exams: Sequence[Exam]) -> Exam:
             of several patients.
     """
     if not exams:
-        raise Refused("no DICOM image found for it")
+        raise Refused(NOT_FOUND)
     usable = sorted((exam for exam in exams if exam.films), key=lambda exam: exam.uid)
     if not usable:
         reasons = sorted(frozenset().union(*(exam.passed_over for exam in exams)))

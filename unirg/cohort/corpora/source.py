@@ -15,7 +15,7 @@ import io
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, Any
 
@@ -44,6 +44,8 @@ class SourceFile:
     size: int
     version: str
     """The object's ETag, or the local file's modification time: what a store says of it for free."""
+    modified: float = field(default=0.0, compare=False)
+    """Seconds since 1970, by the clock of where it lies; 0 where the store does not say."""
 
     @property
     def name(self) -> str:
@@ -90,7 +92,7 @@ def listing(
                 version = (
                     info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
                 )
-                files.append(SourceFile(relative, int(info["size"]), str(version)))
+                files.append(SourceFile(relative, int(info["size"]), str(version), _modified(info)))
         if required and empty and not fs.isdir(base):
             raise UserError(f"{label}: no such directory; check its name or fetch the corpus")
     return sorted(files, key=lambda file: file.path)
@@ -113,6 +115,12 @@ def _found(fs: Any, base: str, maxdepth: int | None, local: bool) -> Iterator[tu
         return
     for _, _, infos in fs.walk(base, maxdepth=maxdepth, detail=True):
         yield from ((info["name"], info) for info in infos.values())
+
+
+def _modified(info: dict[str, Any]) -> float:
+    if "mtime" in info:
+        return float(info["mtime"])
+    return info["LastModified"].timestamp() if "LastModified" in info else 0.0
 
 
 def read_all(root: str, files: Sequence[SourceFile], label: str | None = None) -> Iterator[bytes]:

@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from unirg.artifact import Artifact, ArtifactError, InputRef, open_artifact
-from unirg.cohort.card import INSTITUTION, SOURCES
+from unirg.cohort.card import source
 from unirg.cohort.reader import Cohort
-from unirg.cohort.withdrawal import REXRANK
 
 MEASURES = ("metrics", "weights", "judge")
 """Inputs of an evaluation that say what measured: the metrics' code, the scorers' weights, the judge."""
@@ -68,8 +67,8 @@ def _data(cohort: Cohort) -> Record:
         places[study.corpus, study.institution][split] += 1
     corpora = []
     for corpus in dict.fromkeys(corpus for corpus, _ in sorted(places)):
-        source = SOURCES.get(corpus.removeprefix(REXRANK), INSTITUTION)
-        about = {"name": source.name, "licence": source.licence, "public": source.open}
+        origin = source(corpus)
+        about = {"name": origin.name, "licence": origin.licence, "public": origin.open}
         corpora.append({"corpus": corpus, **about, "synthetic": corpus == "phantom"})
     return {
         "corpora": corpora,
