@@ -75,7 +75,7 @@ def promote(
 ) -> None:
     """Make a model the champion, by way of a canary: one that the gate let pass or a person approves."""
     from unirg import journal
-    from unirg.lifecycle.promote import Decided, PromoteConfig, finish, promote, record_decisions
+    from unirg.lifecycle.promote import Decided, PromoteConfig, cohort_of, finish, promote, record_decisions
     from unirg.lifecycle.registry import Registry
 
     settings = config.load(PromoteConfig, recipe)
@@ -85,7 +85,7 @@ def promote(
     if approve:
         version = registry.approve(version.number, who, why)
         record_decisions(store, registry, version)
-    uri = cohort or _studies(version)
+    uri = cohort or cohort_of(version)
     production = _production(serving, overrides, asking, uri, store)
     champion = registry.champion()
     expected = champion.number if champion else None
@@ -117,14 +117,14 @@ def rollback(
 
     Again after a rollback, it finishes that one; to go further back, `unirg promote N --approve`.
     """
-    from unirg.lifecycle.promote import roll_back
+    from unirg.lifecycle.promote import cohort_of, roll_back
     from unirg.lifecycle.registry import Registry
 
     registry = Registry(tracking_uri, name)
     champion = registry.champion()
     if champion is None:
         raise UserError(f"model {name} has no champion yet: promote one")
-    production = _production(serving, overrides, None, _studies(champion), store)
+    production = _production(serving, overrides, None, cohort_of(champion), store)
     made = roll_back(registry, production, why, who)
     print(f"version {made.version} is champion by {made.who}'s rollback: {made.why}", file=sys.stderr)
     print(registry.version(made.version).uri)
@@ -143,14 +143,6 @@ def _version(registry: Registry, model: str) -> Version:
     if model.isdecimal():
         return registry.version(int(model))
     return registry.register(artifact.open_artifact(model, STAGES))
-
-
-def _studies(version: Version) -> str:
-    """URI of the cohort that a version was trained on last."""
-    used = artifact.open_artifact(version.uri, STAGES).manifest.inputs.get("cohort")
-    if used is None or not used.uri:
-        raise UserError(f"{version.uri} does not say what it was trained on: name --cohort")
-    return used.uri
 
 
 def _production(

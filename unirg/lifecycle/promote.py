@@ -16,6 +16,7 @@ from typing import Literal
 
 from unirg import journal, telemetry
 from unirg.artifact import Artifact, open_artifact
+from unirg.checkpoint import STAGES
 from unirg.config import Config
 from unirg.errors import UserError
 from unirg.lifecycle.registry import Outdated, Promotion, Registry, Version
@@ -190,6 +191,18 @@ def record(store: str, registry: Registry, made: Promotion) -> None:
 
 def _promoted(registry: Registry, decided: Decided) -> bool:
     return any(one.key == decided.key for one in registry.history())
+
+
+def cohort_of(version: Version) -> str:
+    """URI of the cohort that a version was trained on last.
+
+    Raises:
+        UserError: it does not say.
+    """
+    used = open_artifact(version.uri, STAGES).manifest.inputs.get("cohort")
+    if used is None or not used.uri:
+        raise UserError(f"{version.uri} does not say what it was trained on: name --cohort")
+    return used.uri
 
 
 def record_decisions(store: str, registry: Registry, version: Version) -> None:

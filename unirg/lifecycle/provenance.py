@@ -81,6 +81,20 @@ def ancestors(store: str, uri: str) -> Ancestors:
     return Ancestors(_in_order(found.values()), tuple(data), tuple(sorted(graph.unknown)))
 
 
+def with_ancestors(store: str, made: Iterable[Artifact], before: Iterable[Artifact] = ()) -> list[Artifact]:
+    """Artifacts and all that they were made of, in `ancestors`' order, each once.
+
+    Args:
+        before: these, and what they were made of, are left out.
+
+    Raises:
+        ArtifactError: one behind them cannot be read.
+    """
+    graph = Graph(store, {roll.digest: _counted(roll.table) for roll in rolls(store)})
+    old = _closure(graph, before)
+    return [each for each in _in_order(_closure(graph, made).values()) if each.uri not in old]
+
+
 def descendants(store: str, uri: str = "", corpus: str = "") -> tuple[Descendant, ...]:
     """All artifacts of a store that were made with an artifact, or with the cohorts of a corpus.
 

@@ -40,10 +40,7 @@ def record(
 
     opened = store.begin(tracking_uri, run, Run(name or run, tags=dict(tags or {})), pipeline)
     names: dict[str, int] = {}
-    old = {each.uri for each in _with_what_is_behind(artifacts, before)}
-    for each in _with_what_is_behind(artifacts, made):
-        if each.uri in old:
-            continue
+    for each in provenance.with_ancestors(artifacts, made, before):
         stage = each.manifest.stage
         names[stage] = names.get(stage, 0) + 1
         child = stage if names[stage] == 1 else f"{stage} {names[stage]}"
@@ -53,12 +50,3 @@ def record(
         store.tag(opened, anchor)
     store.end(opened)
     return opened
-
-
-def _with_what_is_behind(artifacts: str, made: Iterable[Artifact]) -> list[Artifact]:
-    """In the order of the stages, each once."""
-    found: dict[str, Artifact] = {}
-    for last in made:
-        for each in (*provenance.ancestors(artifacts, last.uri).artifacts, last):
-            found.setdefault(each.uri, each)
-    return list(found.values())

@@ -26,8 +26,8 @@ from unirg.lifecycle.cycle import Begin, Cycle, Cycles, End, Outcome
 from unirg.lifecycle.gate_checks import Side
 from unirg.lifecycle.gate_data import Judged
 from unirg.lifecycle.gate_rules import GateConfig
-from unirg.lifecycle.promote import VERDICT, Decided, Production, PromoteConfig, promote
-from unirg.lifecycle.registry import Registry, Version
+from unirg.lifecycle.promote import VERDICT, Decided, Production, PromoteConfig, cohort_of, promote
+from unirg.lifecycle.registry import Registry
 from unirg.lifecycle.watch import WatchConfig, enough, models_that_saw, taken, watch
 from unirg.training import train
 
@@ -80,7 +80,7 @@ def begin(
                 "`unirg promote CHECKPOINT --approve`"
             )
         ended = last and last.ended()
-        begun = ended.cohort if ended else cohort or _cohort_of(champion)
+        begun = ended.cohort if ended else cohort or cohort_of(champion)
         number = last.number + 1 if last else 1
         return Begin(number=number, run=run, champion=champion.number, checkpoint=champion.uri, cohort=begun)
 
@@ -203,11 +203,3 @@ def _close(cycle: Cycle, end: End, made: Sequence[Artifact], store: str, trackin
 def _name(cycle: Cycle) -> str:
     """What tells a cycle from another model's or store's of the same number, in one metrics store."""
     return storage.sha256(cycle.uri.encode())[:16]
-
-
-def _cohort_of(champion: Version) -> str:
-    """URI of the cohort that a champion was trained on last."""
-    used = open_artifact(champion.uri, STAGES).manifest.inputs.get("cohort")
-    if used is None or not used.uri:
-        raise UserError(f"{champion.uri} does not say what it was trained on: name the cohort to begin with")
-    return used.uri
